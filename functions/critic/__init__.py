@@ -1,0 +1,1 @@
+"""Critic: argues for or against a text, round by round."""

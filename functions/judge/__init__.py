@@ -1,0 +1,1 @@
+"""Judge: weighs the arguments of a debate and says what must change."""

@@ -1,0 +1,24 @@
+"""Decides a debate about a text.
+
+Input `{subject, arguments: [{side, round, argument, points, score}]}`; arguments may also come from the steps this one needs.
+Output `{winner: for|against|tie, scores: {for, against}, reasons: [text], dissent, changes: [text]}`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.runtime import Result, Task, Team
+
+
+async def run(task: Task, team: Team) -> Result:
+    """Ask the model once. Raises InputError when the subject is empty or nobody argued."""
+    given = task.input if isinstance(task.input, Mapping) else {}
+    return Result(output=await team.generate(values={**given, "arguments": _arguments(given, task.upstream)}))
+
+
+def _arguments(given: Mapping[str, Any], upstream: Mapping[str, Any]) -> Any:
+    """What was said, from the input and then from the steps this one needs."""
+    said = given.get("arguments", [])
+    if not isinstance(said, list):
+        return said  # the prompt's input schema refuses it by name
+    return [*said, *(one for one in upstream.values() if isinstance(one, Mapping) and "argument" in one)]

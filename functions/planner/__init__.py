@@ -1,0 +1,1 @@
+"""Planner: turns a brief into a title, a summary and the questions that a report must answer."""

@@ -1,0 +1,28 @@
+"""Drafts the report, and revises it after the debate.
+
+Input `{plan, findings}` (stage draft) or `{draft, verdict}` (stage final); output `{title, summary, text}`, where `text` is the
+whole report in Markdown. A draft that nobody debated (no verdict) is final as it stands.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.runtime import Result, Task, Team
+
+
+async def run(task: Task, team: Team) -> Result:
+    """Ask the model once, or not at all when there is nothing to revise by. Raises InputError when plan or findings are missing."""
+    given = task.input if isinstance(task.input, Mapping) else {}
+    if "draft" in given:
+        if given.get("verdict") is None:
+            return Result(output=given["draft"])
+        values = {"plan": {}, "findings": [], **given, "stage": "final"}
+    else:
+        values = {"draft": {}, "verdict": {}, **given, "stage": "draft"}
+    values["findings"] = _found(values.get("findings"))
+    return Result(output=await team.generate(values=values))
+
+
+def _found(findings: Any) -> Any:
+    """The findings without the questions whose research failed and was let go."""
+    return [one for one in findings if one is not None] if isinstance(findings, list) else findings

@@ -1,0 +1,1 @@
+"""The platform's own package: everything that more than one function needs."""

@@ -1,0 +1,151 @@
+"""What the guards decide: pure functions from a stored record and the time to the next record and an answer.
+
+A back end is these functions plus a place where a record is read and replaced in one atomic step. Times are seconds on the back
+end's own clock, whatever its zero. The bucket is the Generic Cell Rate Algorithm (ITU-T I.371, annex A), in its form as a virtual
+schedule; the breaker is Nygard's ("Release It!"), with one probe at a time.
+"""
+
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from shared.errors import ConfigurationError
+from shared.guards.base import Claim, Done, InFlight, New
+
+_SLACK_SECONDS: Final = 1e-6  # sums of floats round: whoever waited as told must not be told to wait for a rounding error
+
+
+class ClaimRecord(NamedTuple):
+    """What is known of a message id. Only the holder of `token` may complete or release it."""
+
+    token: str
+    lease_until: float
+    expires_at: float
+    """From then on the record counts as absent."""
+    done: bool = False
+    result: bytes | None = None
+
+
+def claim(
+    record: ClaimRecord | None, now: float, *, token: str, lease_seconds: float, ttl_seconds: float
+) -> tuple[Claim, ClaimRecord | None]:
+    """The answer to a claimant who would hold `token`, and the record to store; None to leave what is stored."""
+    if record is not None and record.expires_at > now:
+        if record.done:
+            return Done(record.result), None
+        if record.lease_until > now:
+            return InFlight(record.lease_until - now), None
+    # A record that expired during its own lease would let a second claimant in beside the first.
+    return New(token), ClaimRecord(token, now + lease_seconds, now + max(ttl_seconds, lease_seconds))
+
+
+def complete(record: ClaimRecord | None, now: float, *, token: str, result: bytes | None) -> ClaimRecord | None:
+    """The completed record, or None when `token` does not hold the claim (any more)."""
+    if record is None or record.token != token or record.expires_at <= now:
+        return None
+    if not record.done and record.lease_until <= now:
+        return None
+    return ClaimRecord(token, record.lease_until, record.expires_at, True, result)
+
+
+def release(record: ClaimRecord | None, now: float, *, token: str) -> ClaimRecord | None:
+    """The record as one that anybody may claim, or None when `token` does not hold an uncompleted claim."""
+    if record is None or record.token != token or record.done or min(record.lease_until, record.expires_at) <= now:
+        return None
+    return ClaimRecord("", now, record.expires_at)
+
+
+class Bucket(NamedTuple):
+    """A token bucket as a virtual schedule, which keeps moments instead of a level."""
+
+    full_at: float
+    """When the bucket will be full again if nobody takes more. May lie further ahead than one burst: then callers wait."""
+    blocked_until: float
+    """When the penalty ends."""
+
+    @property
+    def expires_at(self) -> float:
+        """From then on the bucket is as good as a new one."""
+        return max(self.full_at, self.blocked_until)
+
+
+NEW_BUCKET: Final = Bucket(-1e18, -1e18)
+"""Full and not blocked, on any clock."""
+
+
+def reserve(bucket: Bucket, now: float, *, rate: float, burst: float, cost: float) -> tuple[float, Bucket]:
+    """The seconds until `cost` tokens may be used, and the bucket without them.
+
+    A penalty leaves the bucket empty but for the next caller's tokens, so that its end lets no burst through. A cost above `burst`
+    waits until as much has flowed in. Raises ConfigurationError when `rate` or `burst` is not above 0, or `cost` is below 0.
+    """
+    if not (rate > 0 and burst > 0 and cost >= 0):
+        raise ConfigurationError(f"a rate limit needs rate and burst above 0 and no negative cost, not {rate=}, {burst=}, {cost=}")
+    filling = burst / rate
+    full_at = max(bucket.full_at, now) + cost / rate
+    if bucket.blocked_until > now:
+        full_at = max(full_at, bucket.blocked_until + filling)
+    wait = full_at - filling - now
+    return (wait if wait > _SLACK_SECONDS else 0.0), Bucket(full_at, bucket.blocked_until)
+
+
+def penalise(bucket: Bucket, now: float, seconds: float) -> Bucket:
+    """The bucket, closed for `seconds` from now; a longer penalty stays."""
+    return Bucket(bucket.full_at, max(bucket.blocked_until, now + seconds))
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerRules:
+    """When a breaker opens and closes. Times are in seconds."""
+
+    failures_to_open: int = 5
+    """Consecutive failures while CLOSED."""
+    pause_seconds: float = 30.0
+    """From OPEN to HALF_OPEN."""
+    successes_to_close: int = 2
+    """Consecutive successes while HALF_OPEN."""
+    probe_seconds: float = 60.0
+    """A probe that reported nothing for so long is taken for lost, and another is let through."""
+
+
+BreakerState = Literal["CLOSED", "OPEN", "HALF_OPEN"]
+
+
+class Circuit(NamedTuple):
+    """A breaker's record."""
+
+    state: BreakerState = "CLOSED"
+    streak: int = 0
+    """CLOSED: consecutive failures. HALF_OPEN: consecutive successes."""
+    until: float = 0.0
+    """OPEN: the end of the pause. HALF_OPEN: the end of the probe's lease, 0 when no probe is under way."""
+
+
+def permit(circuit: Circuit, now: float, rules: BreakerRules) -> tuple[float | None, Circuit]:
+    """None when a call may be made, else the seconds after which to ask again; and the circuit with that call under way."""
+    if circuit.state == "CLOSED":
+        return None, circuit
+    if now < circuit.until - _SLACK_SECONDS:
+        # The probe may well report before its lease ends; nobody should wait longer for it than for an open breaker.
+        return min(circuit.until - now, rules.pause_seconds), circuit
+    successes = circuit.streak if circuit.state == "HALF_OPEN" else 0
+    return None, Circuit("HALF_OPEN", successes, now + rules.probe_seconds)
+
+
+def report(circuit: Circuit, now: float, rules: BreakerRules, *, success: bool) -> Circuit:
+    """The circuit after a call went well or not. Calls permitted before it opened say nothing about an OPEN one."""
+    if circuit.state == "OPEN" or (circuit.state == "HALF_OPEN" and not circuit.until):
+        return circuit
+    if circuit.state == "HALF_OPEN":
+        if not success:
+            return Circuit("OPEN", 0, now + rules.pause_seconds)
+        return Circuit() if circuit.streak + 1 >= rules.successes_to_close else Circuit("HALF_OPEN", circuit.streak + 1)
+    if success:
+        return Circuit()
+    if circuit.streak + 1 >= rules.failures_to_open:
+        return Circuit("OPEN", 0, now + rules.pause_seconds)
+    return Circuit("CLOSED", circuit.streak + 1)
+
+
+def state(circuit: Circuit, now: float) -> BreakerState:
+    """The state as of now: an OPEN circuit whose pause is over is HALF_OPEN, though nobody has called yet."""
+    return "HALF_OPEN" if circuit.state == "OPEN" and now >= circuit.until - _SLACK_SECONDS else circuit.state

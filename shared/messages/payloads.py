@@ -1,0 +1,174 @@
+"""What the messages say: one model per event type, and the JSON that `advance` and the agents exchange.
+
+Unknown fields are refused on the way in, so that a misspelt field is an error and not a silent default.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+
+WorkflowId = Annotated[str, StringConstraints(pattern=r"^wf_[0-9A-HJKMNP-TV-Z]{26}$")]
+"""`wf_<ulid>`."""
+StepId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=200)]
+"""A step's name in its workflow; `research/0` is the first child of `research`."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
+"""The name of an agent, a function or a workflow definition."""
+
+
+class Payload(BaseModel):
+    """Base of everything that travels: immutable, no unknown fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Usage(Payload):
+    """What a step, an attempt or a workflow has used up."""
+
+    model_calls: int = Field(default=0, ge=0)
+    input_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    cost_microdollars: int = Field(default=0, ge=0)
+
+    @property
+    def tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: "Usage") -> "Usage":
+        return Usage(
+            model_calls=self.model_calls + other.model_calls,
+            input_tokens=self.input_tokens + other.input_tokens,
+            output_tokens=self.output_tokens + other.output_tokens,
+            cost_microdollars=self.cost_microdollars + other.cost_microdollars,
+        )
+
+
+class ErrorInfo(Payload):
+    """Why something failed: the error's class name and one line without payload or secret."""
+
+    type: str = Field(max_length=100)
+    message: str = Field(max_length=2000)
+
+
+class Remaining(Payload):
+    """What a workflow may still use; None means no limit."""
+
+    tokens: int | None = None
+    cost_microdollars: int | None = None
+
+
+class SpawnedStep(Payload):
+    """A further step that an agent adds under its own: its id becomes `<the agent's step>/<id>`.
+
+    `input` is taken literally: nothing in it is evaluated. `needs` names other steps of the same spawn; their outputs reach the
+    agent as `task.upstream`, by these names.
+    """
+
+    id: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=60)]
+    agent: Name
+    input: Any = None
+    needs: tuple[str, ...] = ()
+    timeout_seconds: float | None = Field(default=None, gt=0)
+    max_retries: int | None = Field(default=None, ge=0)
+    on_failure: Literal["fail", "continue"] = "fail"
+
+
+class Budget(Payload):
+    """The limits of one workflow; None means no limit."""
+
+    max_steps: int | None = Field(default=None, ge=1)
+    max_tokens: int | None = Field(default=None, ge=0)
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    deadline_seconds: float | None = Field(default=None, gt=0)
+
+
+class WorkflowRequested(Payload):
+    """`agentteam.workflow.requested.v1`: somebody wants a workflow run."""
+
+    workflow: Name
+    input: dict[str, Any] = Field(default_factory=dict)
+    budget: Budget = Budget()
+    priority: int = Field(default=0, ge=-100, le=100)
+
+
+class StepDispatched(Payload):
+    """`agentteam.step.dispatched.v1`: an agent shall work on one attempt of a step."""
+
+    workflow: WorkflowId
+    step: StepId
+    attempt: int = Field(ge=1)
+    deferrals: int = Field(default=0, ge=0)
+    agent: Name
+    input: Any = None
+    upstream: dict[str, Any] = Field(default_factory=dict)
+    deadline: AwareDatetime
+    remaining: Remaining = Remaining()
+
+
+class StepCompleted(Payload):
+    """`agentteam.step.completed.v1`: one attempt gave a result.
+
+    `join` says what the step's output becomes once every spawned step has ended: None keeps `output`, `*` is the list of their
+    outputs in order, and an id is that step's output.
+    """
+
+    workflow: WorkflowId
+    step: StepId
+    attempt: int = Field(ge=1)
+    output: Any = None
+    usage: Usage = Usage()
+    spawn: tuple[SpawnedStep, ...] = ()
+    join: str | None = None
+
+
+class StepFailed(Payload):
+    """`agentteam.step.failed.v1`: one attempt gave an error; `permanent` errors are not tried again."""
+
+    workflow: WorkflowId
+    step: StepId
+    attempt: int = Field(ge=1)
+    error: ErrorInfo
+    permanent: bool = False
+    retry_after_seconds: float | None = Field(default=None, ge=0)
+    usage: Usage = Usage()
+
+
+class StepDeferred(Payload):
+    """`agentteam.step.deferred.v1`: the attempt shall start again at `not_before`; this burns no attempt."""
+
+    workflow: WorkflowId
+    step: StepId
+    attempt: int = Field(ge=1)
+    not_before: AwareDatetime
+    usage: Usage = Usage()
+
+
+class WorkflowCancelled(Payload):
+    """`agentteam.workflow.cancelled.v1`: somebody wants a workflow stopped."""
+
+    workflow: WorkflowId
+    reason: str = Field(default="", max_length=500)
+
+
+class WorkflowFinished(Payload):
+    """`agentteam.workflow.finished.v1`: a workflow ended; sent once per workflow."""
+
+    workflow: WorkflowId
+    name: Name
+    status: Literal["SUCCESS", "FAILED", "CANCELLED"]
+    output: Any = None
+    error: ErrorInfo | None = None
+    usage: Usage = Usage()
+
+
+TYPES: dict[str, type[Payload]] = {
+    "agentteam.workflow.requested.v1": WorkflowRequested,
+    "agentteam.workflow.cancelled.v1": WorkflowCancelled,
+    "agentteam.workflow.finished.v1": WorkflowFinished,
+    "agentteam.step.dispatched.v1": StepDispatched,
+    "agentteam.step.completed.v1": StepCompleted,
+    "agentteam.step.failed.v1": StepFailed,
+    "agentteam.step.deferred.v1": StepDeferred,
+}
+"""CloudEvents type → payload model. A type that is not here is refused."""
+
+TYPE_OF: dict[type[Payload], str] = {model: name for name, model in TYPES.items()}

@@ -1,0 +1,240 @@
+"""Who may speak on the bus: HMAC keys, their rotation, and the signatures that they make.
+
+A signature covers the exact bytes sent, the topic that they are for and the id of the key, so an altered message fails, and so does
+one that is replayed to another topic or under another id. In a message's attributes:
+
+    content-type      application/cloudevents+json
+    hmac-key-id       the id of the key
+    hmac-signature    v1,<base64 of HMAC-SHA256(secret, "v1\\n" + key id + "\\n" + topic + "\\n" + data)>
+
+Ids and topics are 1 to 255 of `[A-Za-z0-9._-]`: without a line break in them, no two texts to be signed are the same.
+
+**Which key an id names.** Write the id in capitals, with `_` for `.` and `-`, and drop words from its front until the rest is the NAME
+of a key: `key-v2`, `prod-v2` and `v2` all name `COMM_HMAC_KEY_V2`, and the longest NAME wins. An id that names no key is the default
+secret, as is the id `default`. Retired keys keep their NAMEs, so an id never falls from a retired key to another one.
+
+**Rotation** is three new rings, a while apart: `with_key` (verifies only), `activate` (signs), `retire` the old one (refused).
+"""
+
+import hmac
+import re
+from binascii import b2a_base64
+from collections.abc import Collection, Mapping
+from enum import StrEnum
+
+from pydantic import SecretStr
+
+from shared.errors import ConfigurationError, Conflict, EnvelopeRejected, NotFound
+
+CONTENT_TYPE = "application/cloudevents+json"
+MIN_SECRET_LENGTH = 32
+"""Characters; for bytes, bytes."""
+
+Secret = SecretStr | str | bytes
+
+_VERSION = "v1"
+_DEFAULT = "DEFAULT"
+_DEFAULT_VARIABLE = "COMM_HMAC_DEFAULT_SECRET"
+_ACTIVE_VARIABLE = "COMM_HMAC_ACTIVE_KEY_ID"
+_ALLOWED = "1 to 255 letters, digits, dots, underscores and hyphens"
+_is_token = re.compile(r"[A-Za-z0-9._-]{1,255}").fullmatch
+_is_name = re.compile(r"[A-Z0-9][A-Z0-9_]{0,254}").fullmatch
+_SEPARATORS = str.maketrans(".-", "__")
+
+
+class KeyState(StrEnum):
+    """What a key may do."""
+
+    VERIFY = "verify"
+    """Its signatures are accepted."""
+    ACTIVE = "active"
+    """It signs, and its signatures are accepted."""
+    RETIRED = "retired"
+    """Refused, under every id that names it."""
+
+
+class KeyRing:
+    """The keys that sign and verify. Immutable: a rotation gives a new ring. It shows NAMEs and states, never a secret.
+
+    `active` is the id that signs, `keys` maps NAMEs (as in `COMM_HMAC_KEY_<NAME>`, in any case) to secrets, `default` is the secret of
+    every id that names no key, and `retired` lists NAMEs to refuse, whether or not their secrets are still in `keys`.
+    Raises ConfigurationError, naming the variable, for a secret under 32 characters, a NAME that is not one or is given twice, and an
+    active id that names no usable key.
+    """
+
+    __slots__ = ("_active", "_active_name", "_macs", "_retired")
+
+    _active: str
+    _active_name: str
+    # NAME → an HMAC that has taken in its secret and nothing else: copying it is quicker than keying a new one for every message.
+    _macs: Mapping[str, hmac.HMAC]
+    _retired: frozenset[str]
+
+    def __init__(
+        self, active: str, keys: Mapping[str, Secret], *, default: Secret | None = None, retired: Collection[str] = ()
+    ) -> None:
+        macs: dict[str, hmac.HMAC] = {}
+        for given, secret in keys.items():
+            name = _own_name(given)
+            if name in macs:
+                raise ConfigurationError(
+                    f"{_variable(name)} is given twice, as NAMEs that differ only in case or separators; keep one"
+                )
+            macs[name] = _keyed(name, secret)
+        if default is not None:
+            macs[_DEFAULT] = _keyed(_DEFAULT, default)
+        refused = frozenset(_normalised(name) for name in retired)
+        self._fill(active, {name: mac for name, mac in macs.items() if name not in refused}, refused)
+
+    @property
+    def active(self) -> str:
+        """The id of the key that signs."""
+        return self._active
+
+    @property
+    def states(self) -> Mapping[str, KeyState]:
+        """Every key's NAME, and what it may do; the default secret is called `DEFAULT`."""
+        states = {name: KeyState.ACTIVE if name == self._active_name else KeyState.VERIFY for name in self._macs}
+        return dict(sorted((states | dict.fromkeys(self._retired, KeyState.RETIRED)).items()))
+
+    def with_key(self, name: str, secret: Secret) -> "KeyRing":
+        """A ring that also accepts what `secret` signed under ids that name `name`.
+
+        Raises Conflict when the NAME was used before, even if it is retired, and ConfigurationError as the constructor does or when
+        the new key would sign at once because the active id names it.
+        """
+        own = _own_name(name)
+        if own in self._macs or own in self._retired:
+            raise Conflict(f"{_variable(own)} is in the key ring already; add the new secret under another NAME")
+        ring = self._changed(self._active, {**self._macs, own: _keyed(own, secret)}, self._retired)
+        if ring._active_name != self._active_name:
+            raise ConfigurationError(
+                f"{_variable(own)} would sign at once as {self._active!r}; add the new secret under another NAME"
+            )
+        return ring
+
+    def activate(self, key_id: str) -> "KeyRing":
+        """A ring that signs as `key_id`; the key that signed before still verifies. Raises ConfigurationError as the constructor does."""
+        return self._changed(key_id, self._macs, self._retired)
+
+    def retire(self, key_id: str) -> "KeyRing":
+        """A ring that refuses the key that `key_id` names; retiring it again changes nothing.
+
+        The default secret is retired only as `default`, so that a mistyped id can't take it away: then ids that name no key are
+        refused. Raises NotFound for an id that names no key, and ConfigurationError for the active key.
+        """
+        name = self._name(key_id) if _is_token(key_id) else _DEFAULT
+        if name == _DEFAULT and (_normalised(key_id) != _DEFAULT or _DEFAULT not in self._macs.keys() | self._retired):
+            raise NotFound(f"{_shown(key_id)} names no key of its own in the key ring; `default` retires the default secret")
+        if name == self._active_name:
+            raise ConfigurationError(f"{_shown(key_id)} names the active key, {_variable(name)}; activate another key first")
+        return self._changed(self._active, {key: mac for key, mac in self._macs.items() if key != name}, self._retired | {name})
+
+    def sign(self, topic: str, data: bytes) -> dict[str, str]:
+        """The attributes with which `data` goes to `topic`. Raises ConfigurationError for a topic that can't be signed."""
+        if _is_token(topic) is None:
+            raise ConfigurationError(f"topic {_shown(topic)} cannot be signed for; name topics with {_ALLOWED}")
+        return {
+            "content-type": CONTENT_TYPE,
+            "hmac-key-id": self._active,
+            "hmac-signature": _signature(self._macs[self._active_name], self._active, topic, data),
+        }
+
+    def verify(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> None:
+        """Return if a key of this ring signed `data` for `topic`.
+
+        Raises EnvelopeRejected with reason `key` when the id is missing, malformed, unknown or retired, and `signature` otherwise.
+        Takes the same time wherever a wrong signature differs.
+        """
+        key_id = attributes.get("hmac-key-id")
+        if not isinstance(key_id, str) or _is_token(key_id) is None:
+            raise _rejected("key", "the message has no usable hmac-key-id; publish it with `agent-team publish` or through the API")
+        name = self._active_name if key_id == self._active else self._name(key_id)
+        mac = self._macs.get(name)
+        if mac is None:
+            if name in self._retired:
+                raise _rejected("key", f"key id {key_id!r} is retired; sign with the active key")
+            raise _rejected("key", f"key id {key_id!r} is unknown; set COMM_HMAC_KEY_<NAME> here too, or sign with a key that is")
+        given = attributes.get("hmac-signature")
+        # compare_digest takes text only if it is ASCII.
+        if not isinstance(given, str) or not given.isascii() or _is_token(topic) is None:
+            raise _rejected(
+                "signature", f"the message for topic {_shown(topic)} has no usable hmac-signature; sign it for this topic"
+            )
+        if not hmac.compare_digest(_signature(mac, key_id, topic, data), given):
+            raise _rejected(
+                "signature",
+                f"the message was altered, is for another topic than {topic!r}, or was signed with another secret than "
+                f"{_variable(name)} here; compare the secrets of sender and receiver",
+            )
+
+    def __repr__(self) -> str:
+        keys = ", ".join(f"{name}: {state}" for name, state in self.states.items())
+        return f"KeyRing(active={self._active!r}, {keys})"
+
+    def _fill(self, active: str, macs: Mapping[str, hmac.HMAC], retired: frozenset[str]) -> None:
+        if _is_token(active) is None:
+            raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {_shown(active)}; expected {_ALLOWED}")
+        self._active, self._macs, self._retired = active, macs, retired
+        self._active_name = self._name(active)
+        if self._active_name in retired:
+            raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {active!r}, which names a retired key; name one that is not")
+        if self._active_name not in macs:
+            raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {active!r}, which names no key; set {_DEFAULT_VARIABLE} or name a key")
+
+    @classmethod
+    def _changed(cls, active: str, macs: Mapping[str, hmac.HMAC], retired: frozenset[str]) -> "KeyRing":
+        ring = cls.__new__(cls)
+        ring._fill(active, macs, retired)
+        return ring
+
+    def _name(self, key_id: str) -> str:
+        """The NAME of the key that `key_id` names. Not remembered: senders choose ids, and could make a memory grow without end."""
+        name, more = _normalised(key_id), "_"
+        while more:
+            if name in self._macs or name in self._retired:
+                return name
+            _, more, name = name.partition("_")
+        return _DEFAULT
+
+
+def _normalised(text: str) -> str:
+    return text.upper().translate(_SEPARATORS)
+
+
+def _own_name(text: str) -> str:
+    name = _normalised(text)
+    if _is_name(name) is None:
+        raise ConfigurationError(f"COMM_HMAC_KEY_<NAME> has the NAME {_shown(text)}; expected letters, digits and underscores")
+    if name == _DEFAULT:
+        raise ConfigurationError(f"{_variable('<NAME>')} cannot have the NAME {_DEFAULT}; set {_DEFAULT_VARIABLE}")
+    return name
+
+
+def _variable(name: str) -> str:
+    return _DEFAULT_VARIABLE if name == _DEFAULT else f"COMM_HMAC_KEY_{name}"
+
+
+def _shown(text: str) -> str:
+    return repr(text[:60])
+
+
+def _keyed(name: str, secret: Secret) -> hmac.HMAC:
+    text = secret.get_secret_value() if isinstance(secret, SecretStr) else secret
+    if len(text) < MIN_SECRET_LENGTH:
+        raise ConfigurationError(
+            f"{_variable(name)} is shorter than {MIN_SECRET_LENGTH} characters; make one with `openssl rand -base64 48`"
+        )
+    # An environment may hold bytes that are no text; encoding them strictly would raise an error that carries the secret.
+    return hmac.new(text if isinstance(text, bytes) else text.encode(errors="surrogatepass"), digestmod="sha256")
+
+
+def _signature(mac: hmac.HMAC, key_id: str, topic: str, data: bytes) -> str:
+    running = mac.copy()
+    running.update(f"{_VERSION}\n{key_id}\n{topic}\n".encode())
+    running.update(data)
+    return f"{_VERSION},{b2a_base64(running.digest(), newline=False).decode()}"
+
+
+def _rejected(reason: str, message: str) -> EnvelopeRejected:
+    return EnvelopeRejected(reason, f"HMAC verification failed: {message}")

@@ -1,0 +1,81 @@
+"""The agent contract: `async def run(task: Task, team: Team) -> Result`."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from shared.clock import Clock
+from shared.messages import Remaining, SpawnedStep, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an agent is asked to do: one attempt of one step."""
+
+    workflow: str
+    step: str
+    attempt: int
+    input: Any
+    """The step's rendered input, usually an object."""
+    upstream: Mapping[str, Any]
+    """Outputs of the steps it needs, when the step declares no input of its own."""
+    deadline: datetime
+    remaining: Remaining
+    """What the workflow may still use."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What an agent gives back. `output` is JSON; usage is added up by the team.
+
+    `spawn` adds steps under this one; `join` says what the step's output becomes when they ended (see StepCompleted).
+    """
+
+    output: Any
+    spawn: tuple[SpawnedStep, ...] = ()
+    join: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """An agent's `prompt.md`: front matter and text with `{{ input.… }}` places."""
+
+    version: int
+    tier: str
+    temperature: float | None
+    schema: Mapping[str, Any] | None
+    text: str
+    fingerprint: str = field(default="", repr=False)
+    """Content hash of the file: two prompts with the same fingerprint are the same prompt."""
+
+
+class Team(Protocol):
+    """All that an agent may use."""
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        """A logger that knows the workflow, step and attempt."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """The only clock."""
+        ...
+
+    @property
+    def usage(self) -> Usage:
+        """What this attempt has used so far."""
+        ...
+
+    async def generate(self, prompt: Prompt | None = None, *, values: Mapping[str, Any] | None = None, schema: Mapping[str, Any] | None = None) -> Any:
+        """Render a prompt (the agent's own unless given) with `values` (the task's input unless given) and return the model's answer.
+
+        The answer is JSON that fits the prompt's schema, or `schema` where given. Raises what `Model.generate` raises, and
+        BudgetExceeded when the workflow has nothing left to spend.
+        """
+        ...
+
+
+Run = Callable[[Task, Team], Awaitable[Result]]

@@ -1,0 +1,6 @@
+"""What the platform knows of its workflows: PostgreSQL, reached by one statement per call."""
+
+from shared.state.base import Caller, Command, Event
+from shared.state.store import WorkflowStore
+
+__all__ = ["Caller", "Command", "Event", "WorkflowStore"]

@@ -1,0 +1,126 @@
+"""The workflow store: the calls into the state's SQL functions, coalesced."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from shared.clock import Clock
+from shared.errors import NotFound, Permanent
+from shared.state.base import Caller, Command, Event
+
+_MAX_BATCH = 250
+
+
+class WorkflowStore:
+    """All that the platform knows of its workflows.
+
+    Concurrent calls of `advance` share round trips: while one is in flight the next batch gathers, so that a lone event is never
+    delayed and many cost little more than one.
+
+    `clock` replaces the database's time where tests move it; a fleet has one time, the database's.
+    """
+
+    def __init__(self, caller: Caller, *, max_running: int, lanes: int = 2, clock: Clock | None = None) -> None:
+        self._caller = caller
+        self._max_running = max_running
+        self._clock = clock
+        self._waiting: deque[tuple[Sequence[Event], asyncio.Future[list[Command]]]] = deque()
+        self._free_lanes = lanes
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def advance(self, events: Sequence[Event]) -> list[Command]:
+        """Apply `events` in one transaction and return the commands they cause; see `Caller.call` for errors."""
+        if not events:
+            return []
+        answered: asyncio.Future[list[Command]] = asyncio.get_running_loop().create_future()
+        self._waiting.append((events, answered))
+        if self._free_lanes:
+            self._free_lanes -= 1
+            lane = asyncio.create_task(self._drain())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await answered
+
+    async def get(self, workflow: str) -> dict[str, Any]:
+        """One workflow with its steps. Raises NotFound."""
+        return _found(await self._caller.call("get_workflow", {"id": workflow}), workflow)
+
+    async def recent(
+        self, *, status: str | None = None, name: str | None = None, before: str | None = None, limit: int = 50
+    ) -> list[dict[str, Any]]:
+        """The newest workflows first, without their steps. `before` is the last id of the page before."""
+        arguments = {"status": status, "name": name, "before": before, "max_rows": limit}
+        page: list[dict[str, Any]] = await self._caller.call("list_workflows", arguments)
+        return page
+
+    async def history(self, workflow: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
+        """What happened after entry `after`, oldest first; empty for an unknown workflow."""
+        entries: list[dict[str, Any]] = await self._caller.call(
+            "workflow_history", {"id": workflow, "after": after, "max_rows": limit}
+        )
+        return entries
+
+    async def snapshot(self, workflow: str, seq: int) -> dict[str, Any]:
+        """The workflow's state after history entry `seq`. Raises NotFound."""
+        return _found(await self._caller.call("workflow_snapshot", {"id": workflow, "seq": seq}), workflow)
+
+    async def record_dead_letter(self, letter: dict[str, Any]) -> None:
+        """Keep a message that used up its attempts; `data` is base64. A copy changes nothing."""
+        await self._caller.call("record_dead_letter", {"letter": letter})
+
+    async def close(self) -> None:
+        """Let calls in flight end, then free the connections."""
+        if self._lanes:
+            await asyncio.wait(self._lanes)
+        await self._caller.close()
+
+    async def _drain(self) -> None:
+        try:
+            while self._waiting:
+                await self._flush([self._waiting.popleft() for _ in range(min(len(self._waiting), _MAX_BATCH))])
+        finally:
+            self._free_lanes += 1
+
+    async def _flush(self, batch: list[tuple[Sequence[Event], asyncio.Future[list[Command]]]]) -> None:
+        events = [event for submitted, _ in batch for event in submitted]
+        arguments: dict[str, Any] = {"events": events, "max_running": self._max_running}
+        if self._clock is not None:
+            arguments["moment"] = self._clock.now()
+        try:
+            _answer(batch, await self._caller.call("advance", arguments))
+        except Permanent as error:
+            if len(batch) == 1:
+                _fail(batch, error)
+            else:  # one caller's bad event must not fail the others'
+                for alone in batch:
+                    await self._flush([alone])
+        except BaseException as error:
+            _fail(batch, error)
+            if not isinstance(error, Exception):
+                raise
+
+
+def _answer(batch: list[tuple[Sequence[Event], asyncio.Future[list[Command]]]], commands: list[Command]) -> None:
+    """Give each caller the commands that its own events caused; both are in the order of the events."""
+    position = first = 0
+    for submitted, answered in batch:
+        first += len(submitted)
+        start = position
+        while position < len(commands) and commands[position]["cause"] < first:
+            position += 1
+        if not answered.done():
+            answered.set_result(commands[start:position])
+
+
+def _fail(batch: list[tuple[Sequence[Event], asyncio.Future[list[Command]]]], error: BaseException) -> None:
+    for _, answered in batch:
+        if not answered.done():
+            answered.set_exception(error)
+
+
+def _found(answer: Any, workflow: str) -> dict[str, Any]:
+    if answer is None:
+        raise NotFound(f"there is no workflow {workflow}")
+    found: dict[str, Any] = answer
+    return found

@@ -1,0 +1,35 @@
+"""Workflows: definitions → DAG, and what the commands of `advance` mean. All pure functions; only the loader reads files."""
+
+from typing import TYPE_CHECKING
+
+from shared.workflows.decisions import decide, render_output, spawned
+from shared.workflows.definitions import Definition, InputField, Step
+from shared.workflows.patterns import PATTERNS
+from shared.workflows.requests import requested
+
+if TYPE_CHECKING:
+    from shared.workflows.loader import load_definition, load_definitions, parse_definition
+else:
+
+    def __getattr__(name: str) -> object:
+        # PyYAML costs 15 ms of a cold start; whoever only decides commands never pays for it.
+        if name in ("load_definition", "load_definitions", "parse_definition"):
+            from shared.workflows import loader
+
+            return getattr(loader, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+__all__ = [
+    "PATTERNS",
+    "Definition",
+    "InputField",
+    "Step",
+    "decide",
+    "load_definition",
+    "load_definitions",
+    "parse_definition",
+    "render_output",
+    "requested",
+    "spawned",
+]

@@ -1,0 +1,163 @@
+"""A workflow definition: a named, versioned DAG of steps, and the input that it takes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from shared.errors import InputError
+from shared.messages import Budget
+from shared.messages.payloads import Name
+from shared.templates import paths
+from shared.workflows.suggestions import quoted, suggestion
+
+MAX_STEPS = 1000
+"""Steps that a definition may declare."""
+
+FieldName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=60)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class InputField(_Part):
+    """One field of a workflow's input. One that is not required and has no default is null when it is not given."""
+
+    type: Literal["string", "integer", "number", "boolean", "array", "object"]
+    required: bool = False
+    default: Any = None
+    description: str = ""
+
+    def takes(self, value: Any) -> bool:
+        """Whether `value` is of this field's type."""
+        return _TAKES[self.type](value)
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+_TAKES: dict[str, Callable[[Any], bool]] = {
+    "string": lambda value: isinstance(value, str),
+    "integer": _is_integer,
+    "number": lambda value: _is_integer(value) or isinstance(value, float),
+    "boolean": lambda value: isinstance(value, bool),
+    "array": lambda value: isinstance(value, list | tuple),
+    "object": lambda value: isinstance(value, Mapping),
+}
+
+
+class Step(_Part):
+    """One step as declared: an agent with an input template, or a pattern with its parameters.
+
+    `max_retries` None means the platform's default. `on_failure: continue` lets the steps that need it go on with null.
+    """
+
+    id: FieldName
+    agent: Name | None = None
+    pattern: str | None = None
+    with_: dict[str, Any] = Field(default_factory=dict, alias="with")
+    needs: tuple[str, ...] = ()
+    for_each: Any = None
+    input: Any = None
+    when: Any = None
+    timeout_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    max_retries: int | None = Field(default=None, ge=0, le=100)
+    on_failure: Literal["fail", "continue"] = "fail"
+
+    @cached_property
+    def spec(self) -> dict[str, Any]:
+        """What `decide` needs to know when the step is about to be dispatched; opaque to everybody else."""
+        declared = {
+            "template": self.input,
+            "when": self.when,
+            "for_each": self.for_each,
+            "pattern": self.pattern,
+            "with": None if self.pattern is None else self.with_,
+        }
+        return {key: value for key, value in declared.items() if value is not None}
+
+    @cached_property
+    def uses_input(self) -> bool:
+        """Whether a template of this step looks up the workflow's input."""
+        return uses_input([self.spec.get(key) for key in ("template", "when", "for_each", "with")])
+
+
+class Definition(_Part):
+    """A checked definition; made by `load_definition`, which is what holds its steps to be a DAG."""
+
+    name: Name
+    version: int = Field(ge=1, lt=2**31)
+    description: str = ""
+    schedule: str | None = None
+    input: dict[FieldName, InputField] = Field(default_factory=dict)
+    budget: Budget = Budget()
+    steps: tuple[Step, ...] = Field(min_length=1, max_length=MAX_STEPS)
+    output: Any = None
+
+    @cached_property
+    def output_template(self) -> Any:
+        """The declared output; else the output of the only step that no other needs, or those of all such steps by id."""
+        if self.output is not None:
+            return self.output
+        needed = {need for step in self.steps for need in step.needs}
+        sinks = {step.id: f"{{{{ steps.{step.id}.output }}}}" for step in self.steps if step.id not in needed}
+        return next(iter(sinks.values())) if len(sinks) == 1 else sinks
+
+    @cached_property
+    def output_needs(self) -> tuple[str, ...]:
+        """The steps whose outputs the output is made of."""
+        return used_steps(self.output_template)
+
+    @cached_property
+    def output_uses_input(self) -> bool:
+        """Whether the output looks up the workflow's input."""
+        return uses_input(self.output_template)
+
+    def check_input(self, input: Mapping[str, Any]) -> dict[str, Any]:
+        """`input` with defaults filled in; null counts as not given. Raises InputError naming every field that is wrong."""
+        problems = [
+            f"{quoted(name)} is unknown, {suggestion(str(name), self.input, what='fields')}"
+            for name in input
+            if name not in self.input
+        ]
+        complete: dict[str, Any] = {}
+        for name, field in self.input.items():
+            value = input.get(name)
+            if value is None:
+                value = field.default
+                if field.required:
+                    problems.append(f"{name!r} is missing, give a value of type {field.type}")
+            elif not field.takes(value):
+                problems.append(f"{name!r} must be of type {field.type}, not {_type_name(value)}")
+            complete[name] = value
+        if problems:
+            raise InputError(f"input of {self.name}: {'; '.join(problems)}")
+        return complete
+
+
+def _type_name(value: Any) -> str:
+    return next((name for name in ("boolean", "integer", "number", "string", "array", "object") if _TAKES[name](value)), "no JSON")
+
+
+def uses_input(template: Any) -> bool:
+    """Whether `template` looks up the workflow's input."""
+    return any(path[0] == "input" for path in paths(template))
+
+
+def used_steps(template: Any) -> tuple[str, ...]:
+    """The ids of the steps whose outputs `template` looks up, each once, in the order of their first use."""
+    return tuple(dict.fromkeys(str(path[1]) for path in paths(template) if path[0] == "steps" and len(path) > 1))
+
+
+_LARGEST_BUDGET = {"max_steps": 1_000_000, "max_tokens": 10**12, "max_cost_usd": 1_000_000.0, "deadline_seconds": 366 * 86_400.0}
+
+
+def budget_problems(budget: Budget) -> Iterator[tuple[str, str]]:
+    """Each limit that is too large to be counted or to be meant, with the reason."""
+    for name, largest in _LARGEST_BUDGET.items():
+        value = getattr(budget, name)
+        if value is not None and not value <= largest:
+            yield name, f"budget.{name} should be at most {largest:,.0f}; leave it out for no limit"

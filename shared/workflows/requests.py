@@ -1,0 +1,89 @@
+"""A definition and an input → the event with which `advance` starts a workflow."""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from shared.errors import InputError
+from shared.messages import Budget
+from shared.workflows.definitions import Definition, Step, budget_problems
+
+# In JSON text an escaped backslash before u0000 is not a NUL.
+_NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def requested(
+    definition: Definition,
+    *,
+    workflow: str,
+    input: Mapping[str, Any],
+    default_max_retries: int,
+    budget: Budget | None = None,
+    priority: int = 0,
+    request_key: str | None = None,
+    callback_url: str | None = None,
+    traceparent: str | None = None,
+) -> dict[str, Any]:
+    """The `workflow.requested` event for one run of `definition`, known as `workflow`.
+
+    Limits given in `budget` replace the definition's. `request_hash` tells whether two requests with the same `request_key` ask for
+    the same: it covers what the caller gave, so that a default that changes between them makes no difference.
+
+    Raises InputError for an input that the definition does not take or that cannot be stored, and for a budget beyond measure.
+    """
+    complete = definition.check_input(input)
+    own = {} if budget is None else budget.model_dump(exclude_none=True)
+    limits = definition.budget.model_copy(update=own)
+    reasons = [reason for _, reason in budget_problems(limits)]
+    if reasons:
+        raise InputError("; ".join(reasons))
+    cost = limits.max_cost_usd
+    return {
+        "type": "workflow.requested",
+        "workflow": workflow,
+        "request_key": request_key,
+        "request_hash": _request_hash(definition.name, input, own, priority),
+        "name": definition.name,
+        "version": definition.version,
+        "input": complete,
+        "output": definition.output_template,
+        "output_needs": list(definition.output_needs),
+        "output_uses_input": definition.output_uses_input,
+        "max_steps": limits.max_steps,
+        "max_tokens": limits.max_tokens,
+        "max_cost_microdollars": None if cost is None else round(cost * 1_000_000),
+        "deadline_seconds": limits.deadline_seconds,
+        "priority": priority,
+        "callback_url": callback_url,
+        "traceparent": traceparent,
+        "steps": [_step(step, default_max_retries) for step in definition.steps],
+    }
+
+
+def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int) -> str:
+    try:
+        canonical = orjson.dumps([name, input, budget, priority], option=orjson.OPT_SORT_KEYS)
+    except orjson.JSONEncodeError as exc:
+        raise InputError(
+            f"input of {name} cannot be written as JSON; send text, numbers, booleans, null, lists and objects"
+        ) from exc
+    if _NUL.search(canonical):
+        # PostgreSQL's jsonb has no NUL, and one such event would fail the whole batch.
+        raise InputError(f"input of {name} holds a NUL character, which cannot be stored; remove it")
+    return hashlib.sha256(canonical).hexdigest()
+
+
+def _step(step: Step, default_max_retries: int) -> dict[str, Any]:
+    return {
+        "id": step.id,
+        "agent": f"pattern:{step.pattern}" if step.agent is None else step.agent,
+        "needs": list(step.needs),
+        "spec": step.spec,
+        "uses_input": step.uses_input,
+        "max_retries": default_max_retries if step.max_retries is None else step.max_retries,
+        "timeout_seconds": step.timeout_seconds,
+        "on_failure": step.on_failure,
+    }

@@ -1,0 +1,128 @@
+-- The state of every workflow. `advance` is the only writer of the first four tables.
+--
+-- No foreign keys between them: each would cost a lookup and a row lock per history entry, and the one writer and `purge` keep
+-- them whole. Ids compare bytewise (collate "C"): they are ASCII, and ULIDs sort by time that way.
+
+create table workflows (
+    id text collate "C" primary key,
+    request_key text collate "C" unique,
+    request_hash text,
+    name text not null,
+    version integer not null,
+    status text not null check (status in ('QUEUED', 'RUNNING', 'WAITING', 'SUCCESS', 'FAILED', 'CANCELLED')),
+    priority integer not null,
+    input jsonb not null,
+    output_template jsonb not null,
+    output_needs text[] not null,
+    output_uses_input boolean not null,
+    output jsonb,
+    error jsonb,
+    max_steps integer,
+    max_tokens bigint,
+    max_cost_microdollars bigint,
+    deadline_seconds double precision,
+    callback_url text,
+    traceparent text,
+    steps_total integer not null,
+    steps_open integer not null,
+    model_calls bigint not null default 0,
+    input_tokens bigint not null default 0,
+    output_tokens bigint not null default 0,
+    cost_microdollars bigint not null default 0,
+    seq integer not null default 0,
+    admitted_by text collate "C",
+    created_at timestamptz not null,
+    started_at timestamptz,
+    finished_at timestamptz,
+    deadline_at timestamptz,
+    wake_at timestamptz
+) with (fillfactor = 60);
+
+comment on table workflows is 'One run of a definition.';
+comment on column workflows.request_key is 'What makes a repeated request recognisable; request_hash tells whether it asks for the same.';
+comment on column workflows.output_template is 'Opaque here: rendered outside from the outputs of output_needs.';
+comment on column workflows.steps_open is 'Steps that have not ended. At 0 the output is rendered and the workflow ends.';
+comment on column workflows.seq is 'The last history entry.';
+comment on column workflows.admitted_by is 'The workflow whose end gave this one its slot: its last event returns our first commands again.';
+comment on column workflows.wake_at is 'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment.';
+
+-- Both stay as small as the number of workflows that run or wait for a slot.
+create index workflows_running on workflows (id) where status = 'RUNNING';
+create index workflows_queued on workflows (priority desc, id) where status = 'QUEUED';
+
+create table steps (
+    workflow_id text collate "C" not null,
+    id text collate "C" not null,
+    position integer not null,
+    parent text collate "C",
+    agent text not null,
+    status text not null check (status in ('PENDING', 'RUNNING', 'WAITING', 'SUCCESS', 'FAILED', 'SKIPPED', 'CANCELLED')),
+    attempt integer not null default 0,
+    deferrals integer not null default 0,
+    max_retries integer not null,
+    timeout_seconds double precision not null,
+    on_failure text not null check (on_failure in ('fail', 'continue')),
+    needs text[] not null,
+    needs_open integer not null,
+    children text[],
+    join_from text collate "C",
+    spec jsonb not null,
+    uses_input boolean not null,
+    output jsonb,
+    error jsonb,
+    late integer[],
+    due_at timestamptz,
+    started_at timestamptz,
+    finished_at timestamptz,
+    model_calls integer not null default 0,
+    input_tokens bigint not null default 0,
+    output_tokens bigint not null default 0,
+    cost_microdollars bigint not null default 0,
+    primary key (workflow_id, id)
+) with (fillfactor = 60);
+
+comment on table steps is 'One unit of agent work in a workflow. Only the primary key is indexed, so that every transition is a heap-only update.';
+comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched.';
+comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
+comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
+comment on column steps.late is 'Attempts whose results came after the step had ended, each noted in the history once.';
+comment on column steps.due_at is 'RUNNING: the end of the lease. WAITING without children: when it starts again.';
+
+create table edges (
+    workflow_id text collate "C" not null,
+    from_id text collate "C" not null,
+    to_id text collate "C" not null,
+    primary key (workflow_id, from_id, to_id)
+);
+
+comment on table edges is 'to_id hears when from_id ends: it needs it, or is its parent.';
+
+create table history (
+    workflow_id text collate "C" not null,
+    seq integer not null,
+    at timestamptz not null,
+    type text not null,
+    step_id text collate "C",
+    attempt integer,
+    data jsonb,
+    primary key (workflow_id, seq)
+);
+
+comment on table history is 'What happened, in order, append-only. Outputs stay in steps, where they are written once.';
+
+create table dead_letters (
+    id bigint generated always as identity primary key,
+    message_id text collate "C" not null,
+    subscription text not null,
+    topic text not null,
+    attempts integer,
+    reason text not null,
+    workflow_id text collate "C",
+    step_id text collate "C",
+    data bytea not null,
+    attributes jsonb not null,
+    recorded_at timestamptz not null,
+    unique (subscription, message_id)
+);
+
+comment on table dead_letters is 'Messages that used up their delivery attempts, as they arrived.';

@@ -1,0 +1,262 @@
+-- One function per kind of event, for those that come seldom. Each locks nothing: `advance` holds the workflow's row.
+-- Applied again, each changes nothing and returns what it returned before.
+
+create function _on_requested(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    wf text := event ->> 'workflow';
+    effect _effect;
+    known workflows;
+    created boolean;
+begin
+    insert into workflows (
+        id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
+        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
+    )
+    values (
+        wf, event ->> 'request_key', event ->> 'request_hash', event ->> 'name', (event ->> 'version')::integer, 'QUEUED',
+        (event ->> 'priority')::integer, event -> 'input', event -> 'output',
+        array(select jsonb_array_elements_text(event -> 'output_needs')), (event ->> 'output_uses_input')::boolean,
+        (event ->> 'max_steps')::integer, (event ->> 'max_tokens')::bigint, (event ->> 'max_cost_microdollars')::bigint,
+        (event ->> 'deadline_seconds')::double precision, event ->> 'callback_url', event ->> 'traceparent',
+        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment
+    )
+    on conflict do nothing;
+    created := found;
+    if created then
+        perform _add_steps(wf, null, event -> 'steps');
+        perform _write(array[row(wf, null, 'workflow.requested', null, null, 0, null, null)::_note], moment);
+    end if;
+
+    select w.* into known from workflows as w
+    where w.id = wf or w.request_key = event ->> 'request_key'
+    order by w.id = wf desc limit 1 for update;
+    if known.request_hash is distinct from event ->> 'request_hash' then
+        effect.reply := jsonb_build_object('type', 'conflict', 'cause', cause, 'workflow', known.id);
+        return effect;
+    end if;
+    effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'created', created);
+    effect.touched := array[row(known.id, null, cause, null)::_step_ref];
+    if not created then
+        effect.started := _again_from_roots(known.id, cause);
+    end if;
+    return effect;
+end;
+$$;
+comment on function _on_requested is 'workflow.requested: create the workflow, QUEUED, unless its id or request key is known.';
+
+create function _on_rendered(event jsonb, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+begin
+    perform from workflows as w where w.id = event ->> 'workflow' and w.status = 'RUNNING' and w.steps_open = 0;
+    if found then
+        perform _end_workflow(
+            event ->> 'workflow',
+            case event ->> 'type' when 'workflow.rendered' then 'SUCCESS' else 'FAILED' end,
+            event -> 'error', event -> 'output', moment
+        );
+    end if;
+    return effect;
+end;
+$$;
+comment on function _on_rendered is 'workflow.rendered, workflow.failed: the output of a workflow whose steps have all ended, or why there is none.';
+
+create function _on_cancelled(event jsonb, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+begin
+    perform from workflows as w where w.id = event ->> 'workflow' and not _is_final(w.status);
+    if found then
+        perform _end_workflow(
+            event ->> 'workflow', 'CANCELLED',
+            jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment
+        );
+    end if;
+    return effect;
+end;
+$$;
+comment on function _on_cancelled is 'workflow.cancelled: stop a workflow that has not ended.';
+
+create function _fail_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+begin
+    update steps as t
+    set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
+        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
+        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
+        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
+        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+    where t.workflow_id = s.workflow_id and t.id = s.id;
+    perform _write(
+        array[row(s.workflow_id, s.id, 'step.failed', s.attempt, event -> 'error', 1, event -> 'usage', null)::_note], moment
+    );
+    if s.on_failure = 'continue' then
+        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+    else
+        perform _end_workflow(s.workflow_id, 'FAILED', event -> 'error' || jsonb_build_object('step', s.id), null, moment);
+    end if;
+    return effect;
+end;
+$$;
+comment on function _fail_step is 'A step has failed for good: its workflow fails, or goes on without its output.';
+
+create function _retry_step(s steps, type text, event jsonb, delay_seconds double precision, cause integer, moment timestamptz)
+returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    start_at timestamptz := moment + make_interval(secs => delay_seconds);
+    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper.
+    soon boolean := delay_seconds <= 10;
+    due timestamptz := case when soon then start_at + _lease(s.timeout_seconds) else start_at end;
+begin
+    update steps as t
+    set status = case when soon then 'RUNNING' else 'WAITING' end,
+        attempt = case when type = 'step.deferred' then t.attempt else t.attempt + 1 end,
+        deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
+        due_at = due, error = event -> 'error',
+        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
+        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
+        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
+        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+    where t.workflow_id = s.workflow_id and t.id = s.id
+    returning t.attempt into s.attempt;
+    perform _write(
+        array[row(
+            s.workflow_id, s.id, type, s.attempt,
+            jsonb_build_object('not_before', start_at, 'error', event -> 'error'), 0, event -> 'usage', due
+        )::_note]
+        || case when soon then
+            array[row(s.workflow_id, s.id, 'step.dispatched', s.attempt, null, 0, null, null)::_note]
+        end,
+        moment
+    );
+    if soon then
+        effect.started := array[row(s.workflow_id, s.id, cause, case when delay_seconds > 0 then start_at end)::_step_ref];
+    end if;
+    return effect;
+end;
+$$;
+comment on function _retry_step is 'The next attempt of a step (step.retried, step.lease_expired), or the same one later (step.deferred).';
+
+create function _on_step(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    s steps;
+    kind text := event ->> 'type';
+    tried integer := (event ->> 'attempt')::integer;
+    effect _effect;
+begin
+    select t.* into s from steps as t where t.workflow_id = event ->> 'workflow' and t.id = event ->> 'step';
+    if s.id is null then
+        effect.reply := jsonb_build_object('type', 'ignored', 'cause', cause, 'workflow', event ->> 'workflow', 'step', event ->> 'step');
+        return effect;
+    end if;
+
+    -- A result counts whichever attempt it is of; anything else must be about the attempt in progress.
+    if s.status not in ('RUNNING', 'WAITING') or s.children is not null
+        or (kind <> 'step.completed' and tried < s.attempt)
+        or (kind = 'step.deferred' and ((event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'))
+    then
+        return _repeated(s, event, cause, moment);
+    end if;
+
+    case kind
+        when 'step.failed' then
+            if (event ->> 'permanent')::boolean or s.attempt > s.max_retries then
+                return _fail_step(s, event, cause, moment);
+            end if;
+            return _retry_step(
+                s, 'step.retried', event,
+                greatest(coalesce((event ->> 'retry_after_seconds')::double precision, 0), least(2 ^ (s.attempt - 1), 300)),
+                cause, moment
+            );
+        when 'step.deferred' then
+            return _retry_step(
+                s, 'step.deferred', event,
+                greatest(0, extract(epoch from (event ->> 'not_before')::timestamptz - moment)), cause, moment
+            );
+        when 'step.skipped' then
+            update steps as t set status = 'SKIPPED', due_at = null, finished_at = moment
+            where t.workflow_id = s.workflow_id and t.id = s.id;
+            perform _write(
+                array[row(
+                    s.workflow_id, s.id, 'step.skipped', s.attempt, jsonb_build_object('reason', event -> 'reason'), 1, null, null
+                )::_note],
+                moment
+            );
+            effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+            return effect;
+        else
+            return _expand_step(s, event, cause, moment);
+    end case;
+end;
+$$;
+comment on function _on_step is 'step.failed, .deferred, .skipped, .expanded, and .completed with children.';
+
+create function _expand_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    size integer := jsonb_array_length(event -> 'children');
+    room boolean;
+begin
+    select w.max_steps is null or w.steps_total + size <= w.max_steps into room from workflows as w where w.id = s.workflow_id;
+    if not room then
+        return _fail_step(s, jsonb_build_object(
+            'error', jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)),
+            'usage', event -> 'usage'
+        ), cause, moment);
+    end if;
+    update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
+    perform _add_steps(s.workflow_id, s.id, event -> 'children');
+    update steps as t
+    set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output',
+        attempt = (event ->> 'attempt')::integer,
+        children = array(select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality),
+        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
+        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
+        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
+        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+    where t.workflow_id = s.workflow_id and t.id = s.id;
+    perform _write(
+        array[row(
+            s.workflow_id, s.id, 'step.expanded', (event ->> 'attempt')::integer, jsonb_build_object('steps', size), 0,
+            event -> 'usage', null
+        )::_note],
+        moment
+    );
+    if size = 0 then
+        perform _write(_join(array[row(s.workflow_id, s.id, cause, null)::_step_ref], moment), moment);
+        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+    else
+        effect.started := _ready(s.workflow_id, s.id, cause);
+        perform _write(_start(effect.started, moment), moment);
+    end if;
+    return effect;
+end;
+$$;
+comment on function _expand_step is 'A step gets children and waits for them: for_each, a pattern, or an agent''s spawn.';
+
+create function _repeated(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    tried integer := (event ->> 'attempt')::integer;
+begin
+    if event ->> 'type' = 'step.completed' and tried <> s.attempt and not tried = any(coalesce(s.late, '{}')) then
+        update steps as t set late = coalesce(t.late, '{}') || tried where t.workflow_id = s.workflow_id and t.id = s.id;
+        perform _write(
+            array[row(s.workflow_id, s.id, 'step.late', tried, null, 0, event -> 'usage', null)::_note], moment
+        );
+    end if;
+    effect.started := _again(s.workflow_id, array[s.id], cause);
+    return effect;
+end;
+$$;
+comment on function _repeated is 'An event that was applied before, or a result after the step had ended: noted once, its commands returned again.';

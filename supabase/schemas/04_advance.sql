@@ -1,0 +1,332 @@
+-- The one door: events in, commands out, one transaction.
+
+create function _admit(max_running integer, touched _step_ref[], freed _step_ref, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+declare
+    started _step_ref[] := '{}';
+    queued record;
+    roots _step_ref[];
+begin
+    -- Slots are counted under a lock of their own; whoever waits here holds only rows that nobody needs to count.
+    perform pg_advisory_xact_lock(hashtext('agent-team admission'));
+    for queued in
+        select w.id, (select t.cause from unnest(touched) as t where t.workflow_id = w.id limit 1) as cause
+        from workflows as w
+        where w.status = 'QUEUED'
+        order by w.priority desc, w.id
+        limit greatest(0, max_running - (select count(*) from workflows as r where r.status = 'RUNNING'))
+        for update skip locked
+    loop
+        update workflows as w
+        set status = 'RUNNING', started_at = moment, admitted_by = freed.workflow_id,
+            deadline_at = moment + make_interval(secs => w.deadline_seconds),
+            wake_at = moment + make_interval(secs => w.deadline_seconds)
+        where w.id = queued.id;
+        roots := _ready(queued.id, null, coalesce(queued.cause, freed.cause, 0));
+        perform _write(
+            array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
+        );
+        started := started || roots;
+    end loop;
+    return started;
+end;
+$$;
+comment on function _admit is 'Start queued workflows while fewer than max_running run: higher priority first, then the older.';
+
+create function _admitted(freed _step_ref) returns _step_ref[]
+language plpgsql as $$
+declare
+    started _step_ref[] := '{}';
+    running record;
+begin
+    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = freed.workflow_id loop
+        started := started || _again_from_roots(running.id, freed.cause);
+    end loop;
+    return started;
+end;
+$$;
+comment on function _admitted is 'What the end of a workflow had started by giving its slot away: returned again when its last event is repeated.';
+
+create function _on_tick(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    one _effect;
+    wf record;
+    s steps;
+begin
+    effect.started := '{}';
+    effect.ended := '{}';
+    effect.touched := '{}';
+    for wf in
+        select w.id, w.deadline_at from workflows as w
+        where w.status = 'RUNNING' and (w.wake_at <= moment or (event ->> 'recover')::boolean)
+        order by w.id
+        limit (event ->> 'limit')::integer
+        for update skip locked
+    loop
+        effect.touched := effect.touched || row(wf.id, null, cause, null)::_step_ref;
+        if wf.deadline_at <= moment then
+            perform _end_workflow(wf.id, 'FAILED', jsonb_build_object(
+                'type', 'BudgetExceeded', 'message', 'the workflow passed its deadline_seconds'
+            ), null, moment);
+            continue;
+        end if;
+        update workflows as w set wake_at = w.deadline_at where w.id = wf.id;
+        for s in
+            select t.* from steps as t
+            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or (event ->> 'recover')::boolean)
+            order by t.position
+        loop
+            one := _on_due(s, cause, moment);
+            effect.started := effect.started || one.started;
+            effect.ended := effect.ended || one.ended;
+            exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
+        end loop;
+        update workflows as w
+        set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
+        where w.id = wf.id;
+    end loop;
+    return effect;
+end;
+$$;
+comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again.';
+
+create function _on_due(s steps, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+begin
+    if s.status = 'RUNNING' and s.due_at <= moment then
+        if s.attempt > s.max_retries then
+            return _fail_step(s, jsonb_build_object('error', jsonb_build_object(
+                'type', 'LeaseExpired', 'message', format('no result after %s attempts', s.attempt)
+            )), cause, moment);
+        end if;
+        return _retry_step(s, 'step.lease_expired', '{}', 0, cause, moment);
+    end if;
+    if s.status = 'WAITING' and s.due_at > moment then
+        return effect;
+    end if;
+    -- Due, or to be recovered: the process that had it is gone, so the attempt starts again under the same number.
+    update steps as t
+    set status = 'RUNNING', due_at = moment + _lease(t.timeout_seconds)
+    where t.workflow_id = s.workflow_id and t.id = s.id;
+    perform _write(
+        array[row(
+            s.workflow_id, s.id, 'step.dispatched', s.attempt, null, 0, null, moment + _lease(s.timeout_seconds)
+        )::_note],
+        moment
+    );
+    effect.started := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+    return effect;
+end;
+$$;
+comment on function _on_due is 'A step whose moment has come: a lease that ran out, a wait that is over, work that must start again.';
+
+create function _commands(started _step_ref[], touched _step_ref[], replies jsonb[], moment timestamptz) returns json
+language plpgsql as $$
+declare
+    commands json;
+begin
+    with dispatch as (
+        select distinct on (r.workflow_id, r.step_id) r.workflow_id, r.step_id, r.cause, r.not_before
+        from unnest(started) as r
+        order by r.workflow_id, r.step_id, r.not_before desc nulls last
+    ),
+    command as (
+        select d.cause, json_build_object(
+            'type', 'dispatch', 'cause', d.cause, 'workflow', s.workflow_id, 'name', w.name, 'step', s.id, 'attempt', s.attempt,
+            'deferrals', s.deferrals, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
+            'deadline', least(s.due_at, w.deadline_at), 'not_before', d.not_before, 'traceparent', w.traceparent,
+            'remaining', json_build_object(
+                'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
+                'cost_microdollars',
+                case when w.max_cost_microdollars is not null then greatest(0, w.max_cost_microdollars - w.cost_microdollars) end
+            ),
+            'input', case when s.uses_input then w.input end,
+            'upstream', coalesce((
+                select json_object_agg(u.id, u.output)
+                from unnest(s.needs) as n
+                join steps as u on u.workflow_id = s.workflow_id and u.id = n
+            ), '{}')
+        ) as body
+        from dispatch as d
+        join steps as s on s.workflow_id = d.workflow_id and s.id = d.step_id
+        join workflows as w on w.id = d.workflow_id
+        where s.status = 'RUNNING'
+        union all
+        select t.cause, case when w.status = 'RUNNING'
+            then json_build_object(
+                'type', 'render', 'cause', t.cause, 'workflow', w.id, 'output', w.output_template,
+                'input', case when w.output_uses_input then w.input end,
+                'upstream', coalesce((
+                    select json_object_agg(u.id, u.output)
+                    from unnest(w.output_needs) as n
+                    join steps as u on u.workflow_id = w.id and u.id = n
+                ), '{}')
+            )
+            else json_build_object(
+                'type', 'finished', 'cause', t.cause, 'workflow', w.id, 'name', w.name, 'status', w.status, 'output', w.output,
+                'error', w.error, 'callback_url', w.callback_url, 'traceparent', w.traceparent,
+                'milliseconds', round(extract(epoch from w.finished_at - w.created_at) * 1000),
+                'usage', json_build_object(
+                    'model_calls', w.model_calls, 'input_tokens', w.input_tokens, 'output_tokens', w.output_tokens,
+                    'cost_microdollars', w.cost_microdollars
+                )
+            )
+            end
+        from (select t.workflow_id, max(t.cause) as cause from unnest(touched) as t group by t.workflow_id) as t
+        join workflows as w on w.id = t.workflow_id
+        where _is_final(w.status) or w.status = 'RUNNING' and w.steps_open = 0
+        union all
+        select (r ->> 'cause')::integer,
+            (r || coalesce((select jsonb_build_object('status', w.status) from workflows as w where w.id = r ->> 'workflow'), '{}'))::json
+        from unnest(replies) as r
+    )
+    select json_agg(c.body order by c.cause) into commands from command as c;
+    return coalesce(commands, '[]');
+end;
+$$;
+comment on function _commands is 'What callers carry out: dispatch a step, render an output, tell that a workflow finished, answer a request.';
+
+create function advance(events jsonb, max_running integer default 10, moment timestamptz default now()) returns json
+language plpgsql
+set search_path = public, pg_temp
+set plan_cache_mode = force_generic_plan
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set enable_material = off
+set jit = off
+as $$
+-- The planner is pinned: a plan made while a table held ten rows would scan it when it holds millions.
+declare
+    event record;
+    effect _effect;
+    touched _step_ref[];
+    completed _step_ref[];
+    ended _step_ref[] := '{}';
+    ready _step_ref[];
+    started _step_ref[] := '{}';
+    notes _note[];
+    more _note[];
+    replies jsonb[] := '{}';
+    slots boolean := false;
+    freed _step_ref;
+begin
+    select array_agg(row(t.workflow_id, null, t.cause, null)::_step_ref) into touched
+    from (
+        select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
+        from jsonb_array_elements(events) with ordinality as e
+        where e.value ? 'workflow'
+        group by 1
+    ) as t;
+    -- In one order, so that two batches cannot wait for each other.
+    perform from workflows as w where w.id in (select t.workflow_id from unnest(touched) as t) order by w.id for update;
+
+    for event in
+        select e.ordinality::integer - 1 as cause, e.value as body, e.value ->> 'type' as type
+        from jsonb_array_elements(events) with ordinality as e
+        where e.value ->> 'type' <> 'step.completed' or e.value ? 'children'
+        order by e.ordinality
+    loop
+        case
+            when event.type = 'workflow.requested' then
+                effect := _on_requested(event.body, event.cause, moment);
+            when event.type in ('workflow.rendered', 'workflow.failed') then
+                effect := _on_rendered(event.body, moment);
+            when event.type = 'workflow.cancelled' then
+                effect := _on_cancelled(event.body, moment);
+            when event.type = 'tick' then
+                effect := _on_tick(event.body, event.cause, moment);
+                slots := true;
+            when event.type in ('step.failed', 'step.deferred', 'step.skipped', 'step.expanded', 'step.completed') then
+                effect := _on_step(event.body, event.cause, moment);
+            else
+                raise exception 'advance knows no event of type %', event.type using errcode = 'invalid_parameter_value';
+        end case;
+        ended := ended || effect.ended;
+        started := started || effect.started;
+        touched := touched || effect.touched;
+        replies := replies || array_remove(array[effect.reply], null);
+    end loop;
+
+    -- The common case, for the whole batch at once: plain results. The first of several for one step counts.
+    with result as materialized (
+        select distinct on (e.value ->> 'workflow', e.value ->> 'step')
+            e.value ->> 'workflow' as workflow_id, e.value ->> 'step' as step_id, (e.value ->> 'attempt')::integer as attempt,
+            e.value -> 'output' as output, e.value -> 'usage' as usage, e.ordinality::integer - 1 as cause
+        from jsonb_array_elements(events) with ordinality as e
+        where e.value ->> 'type' = 'step.completed' and not e.value ? 'children'
+        order by e.value ->> 'workflow', e.value ->> 'step', e.ordinality
+    ),
+    done as (
+        update steps as s
+        set status = 'SUCCESS', output = r.output, attempt = r.attempt, error = null, due_at = null, finished_at = moment,
+            model_calls = s.model_calls + coalesce((r.usage ->> 'model_calls')::integer, 0),
+            input_tokens = s.input_tokens + coalesce((r.usage ->> 'input_tokens')::bigint, 0),
+            output_tokens = s.output_tokens + coalesce((r.usage ->> 'output_tokens')::bigint, 0),
+            cost_microdollars = s.cost_microdollars + coalesce((r.usage ->> 'cost_microdollars')::bigint, 0)
+        from result as r
+        where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
+        returning s.workflow_id, s.id, r.attempt, r.usage, r.cause
+    )
+    select array_agg(row(d.workflow_id, d.id, d.cause, null)::_step_ref),
+        array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)
+    into completed, notes
+    from done as d;
+
+    for event in
+        select e.ordinality::integer - 1 as cause, e.value as body
+        from jsonb_array_elements(events) with ordinality as e
+        where e.value ->> 'type' = 'step.completed' and not e.value ? 'children'
+            and e.ordinality - 1 not in (select c.cause from unnest(completed) as c)
+        order by e.ordinality
+    loop
+        effect := _on_step(event.body, event.cause, moment);
+        started := started || effect.started;
+        replies := replies || array_remove(array[effect.reply], null);
+    end loop;
+
+    ended := ended || completed;
+    if cardinality(ended) > 0 then
+        select s.ready, s.notes into ready, more from _settle(ended, moment) as s;
+        notes := notes || more || _start(ready, moment);
+        started := started || ready;
+    end if;
+    if notes is not null then
+        perform _write(notes, moment);
+    end if;
+
+    for event in
+        select w.id, max(t.cause) as cause,
+            w.steps_open > 0 and coalesce(w.input_tokens + w.output_tokens > w.max_tokens, false) as no_tokens,
+            w.steps_open > 0 and coalesce(w.cost_microdollars > w.max_cost_microdollars, false) as no_money
+        from unnest(touched) as t
+        join workflows as w on w.id = t.workflow_id
+        where w.status <> 'RUNNING'
+            or w.input_tokens + w.output_tokens > w.max_tokens
+            or w.cost_microdollars > w.max_cost_microdollars
+        group by w.id
+        order by w.id
+    loop
+        if (select w.status from workflows as w where w.id = event.id) = 'RUNNING' and (event.no_tokens or event.no_money) then
+            perform _end_workflow(event.id, 'FAILED', jsonb_build_object(
+                'type', 'BudgetExceeded',
+                'message', format('the workflow passed its %s', case when event.no_tokens then 'max_tokens' else 'max_cost_usd' end)
+            ), null, moment);
+        end if;
+        freed := row(event.id, null, event.cause, null)::_step_ref;
+        slots := true;
+        started := started || _admitted(freed);
+    end loop;
+    if slots then
+        started := started || _admit(max_running, touched, freed, moment);
+    end if;
+
+    return _commands(started, touched, replies, moment);
+end;
+$$;
+comment on function advance is
+    'Apply a batch of events and return the commands to carry out. An event applied before changes nothing and returns its commands again.';

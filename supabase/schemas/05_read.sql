@@ -1,0 +1,136 @@
+-- What callers read. JSON, in the shape that the API shows.
+
+create function _usage(model_calls bigint, input_tokens bigint, output_tokens bigint, cost_microdollars bigint) returns json
+language sql immutable
+return json_build_object(
+    'model_calls', model_calls, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost_microdollars', cost_microdollars
+);
+
+create function _head(w workflows) returns json
+language sql stable
+return json_build_object(
+    'id', w.id, 'workflow', w.name, 'version', w.version, 'status', w.status, 'priority', w.priority, 'seq', w.seq,
+    'steps_total', w.steps_total, 'steps_open', w.steps_open, 'error', w.error,
+    'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars),
+    'created_at', w.created_at, 'started_at', w.started_at, 'finished_at', w.finished_at
+);
+
+create function get_workflow(id text) returns json
+language sql stable
+begin atomic
+    select (_head(w)::jsonb || jsonb_build_object(
+        'input', w.input,
+        'output', w.output,
+        'budget', jsonb_build_object(
+            'max_steps', w.max_steps, 'max_tokens', w.max_tokens, 'max_cost_microdollars', w.max_cost_microdollars,
+            'deadline_seconds', w.deadline_seconds
+        ),
+        'steps', (
+            select coalesce(jsonb_agg(jsonb_build_object(
+                'id', s.id, 'parent', s.parent, 'agent', s.agent, 'status', s.status, 'attempt', s.attempt, 'needs', s.needs,
+                'output', s.output, 'error', s.error, 'started_at', s.started_at, 'finished_at', s.finished_at,
+                'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars)
+            ) order by s.parent nulls first, s.position), '[]')
+            from steps as s where s.workflow_id = w.id
+        )
+    ))::json
+    from workflows as w where w.id = get_workflow.id;
+end;
+comment on function get_workflow is 'One workflow with its steps; null when there is none.';
+
+create function list_workflows(status text default null, name text default null, before text default null, max_rows integer default 50)
+returns json
+language sql stable
+begin atomic
+    select coalesce(json_agg(_head(page)), '[]')
+    from (
+        select w.* from workflows as w
+        where (list_workflows.status is null or w.status = list_workflows.status)
+            and (list_workflows.name is null or w.name = list_workflows.name)
+            and (before is null or w.id < before collate "C")
+        order by w.id desc
+        limit max_rows
+    ) as page;
+end;
+comment on function list_workflows is 'The newest workflows first; before is the last id of the page before.';
+
+create function workflow_history(id text, after integer default 0, max_rows integer default 1000) returns json
+language sql stable
+begin atomic
+    select coalesce(json_agg(json_build_object(
+        'seq', page.seq, 'at', page.at, 'type', page.type, 'step', page.step_id, 'attempt', page.attempt, 'data', page.data
+    )), '[]')
+    from (
+        select h.* from history as h
+        where h.workflow_id = workflow_history.id and h.seq > after
+        order by h.seq
+        limit max_rows
+    ) as page;
+end;
+comment on function workflow_history is 'What happened after entry `after`, oldest first.';
+
+create function workflow_snapshot(id text, seq integer) returns json
+language sql stable
+begin atomic
+    with entry as (
+        select h.* from history as h where h.workflow_id = workflow_snapshot.id and h.seq <= workflow_snapshot.seq
+    ),
+    ending as (
+        select e.type from entry as e where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled')
+    ),
+    step as (
+        select s.*, coalesce((
+            select case e.type
+                when 'step.completed' then 'SUCCESS'
+                when 'step.failed' then 'FAILED'
+                when 'step.skipped' then 'SKIPPED'
+                when 'step.dispatched' then 'RUNNING'
+                else 'WAITING'
+            end
+            from entry as e
+            where e.step_id = s.id and e.type <> 'step.late'
+            order by e.seq desc limit 1
+        ), 'PENDING') as status_then
+        from steps as s
+        where s.workflow_id = workflow_snapshot.id
+            and (s.parent is null or exists (select from entry as e where e.step_id = s.parent and e.type = 'step.expanded'))
+    )
+    select json_build_object(
+        'id', w.id, 'workflow', w.name, 'version', w.version, 'seq', least(w.seq, workflow_snapshot.seq),
+        'status', coalesce(
+            (select case g.type
+                when 'workflow.succeeded' then 'SUCCESS' when 'workflow.failed' then 'FAILED' else 'CANCELLED' end
+            from ending as g),
+            case when exists (select from entry as e where e.type = 'workflow.started') then 'RUNNING' else 'QUEUED' end
+        ),
+        'steps', (
+            select coalesce(json_agg(json_build_object(
+                'id', s.id, 'parent', s.parent, 'agent', s.agent,
+                'status', case
+                    when s.status_then in ('PENDING', 'RUNNING', 'WAITING') and exists (select from ending) then 'CANCELLED'
+                    else s.status_then
+                end,
+                'output', case when s.status_then = 'SUCCESS' then s.output end
+            ) order by s.parent nulls first, s.position), '[]')
+            from step as s
+        )
+    )
+    from workflows as w
+    where w.id = workflow_snapshot.id and exists (select from entry);
+end;
+comment on function workflow_snapshot is 'The state after history entry `seq`, worked out from the history; null when there is none.';
+
+create function record_dead_letter(letter jsonb, moment timestamptz default now()) returns bigint
+language sql
+begin atomic
+    insert into dead_letters (
+        message_id, subscription, topic, attempts, reason, workflow_id, step_id, data, attributes, recorded_at
+    )
+    values (
+        letter ->> 'message_id', letter ->> 'subscription', letter ->> 'topic', (letter ->> 'attempts')::integer, letter ->> 'reason',
+        letter ->> 'workflow', letter ->> 'step', decode(letter ->> 'data', 'base64'), letter -> 'attributes', moment
+    )
+    on conflict (subscription, message_id) do update set attempts = excluded.attempts
+    returning id;
+end;
+comment on function record_dead_letter is 'Keep a message that used up its attempts; a copy of it changes nothing but the count.';

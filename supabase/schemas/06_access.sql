@@ -1,0 +1,43 @@
+-- Only the server speaks to these tables: row-level security is on without a policy, and the API's public roles get nothing.
+
+alter table workflows enable row level security;
+alter table steps enable row level security;
+alter table edges enable row level security;
+alter table history enable row level security;
+alter table dead_letters enable row level security;
+
+revoke all on workflows, steps, edges, history, dead_letters from public;
+
+do $$
+declare
+    role name;
+    function regprocedure;
+begin
+    for function in
+        select p.oid from pg_proc as p
+        where p.pronamespace = 'public'::regnamespace and (p.proname like '\_%' or p.proname in (
+            'advance', 'get_workflow', 'list_workflows', 'workflow_history', 'workflow_snapshot', 'record_dead_letter'
+        ))
+    loop
+        execute format('revoke execute on function %s from public', function);
+        -- These roles are Supabase's; a plain PostgreSQL has none of them.
+        foreach role in array array['anon', 'authenticated'] loop
+            if exists (select from pg_roles where rolname = role) then
+                execute format('revoke execute on function %s from %I', function, role);
+            end if;
+        end loop;
+        if exists (select from pg_roles where rolname = 'service_role') then
+            execute format('grant execute on function %s to service_role', function);
+        end if;
+    end loop;
+
+    foreach role in array array['anon', 'authenticated'] loop
+        if exists (select from pg_roles where rolname = role) then
+            execute format('revoke all on workflows, steps, edges, history, dead_letters from %I', role);
+        end if;
+    end loop;
+    if exists (select from pg_roles where rolname = 'service_role') then
+        grant select, insert, update, delete on workflows, steps, edges, history, dead_letters to service_role;
+    end if;
+end;
+$$;

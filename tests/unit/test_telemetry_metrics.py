@@ -1,0 +1,149 @@
+import io
+import json
+import logging
+import re
+from collections.abc import Iterator
+
+import prometheus_client
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from shared import telemetry
+from shared.telemetry import METRICS_CONTENT_TYPE, Metrics, configure_logging
+from shared.telemetry.metrics import DECLARED, Metric
+
+PROMISED = {
+    *("task.success", "task.failure", "task.duration_ms"),
+    *(
+        "workflow.started",
+        "workflow.succeeded",
+        "workflow.failed",
+        "workflow.cancelled",
+        "workflow.execution_ms",
+        "workflow.queued",
+    ),
+    *("step.retried", "step.deferred", "step.lease_expired"),
+    *("envelope.rejected", "delivery.duplicate", "dead_letter.count"),
+    *("ai.requests", "ai.requests_per_second", "ai.rate_limit.denied", "ai.rate_limit.wait_ms", "ai.fallback", "ai.breaker.state"),
+    *("ai.tokens", "ai.cost_microdollars", "ai.cache.hit"),
+}
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    root = logging.getLogger()
+    level, stream = root.level, io.StringIO()
+    handler = configure_logging("error", stream=stream, cloud=True, project="acme")
+    yield stream
+    root.removeHandler(handler)
+    root.setLevel(level)
+
+
+def note(metrics: Metrics, metric: Metric, value: float, **labels: str) -> None:
+    {"counter": metrics.count, "gauge": metrics.gauge, "histogram": metrics.observe}[metric.kind](metric.name, value, **labels)
+
+
+def test_the_table_holds_what_was_promised_each_once() -> None:
+    assert {metric.name for metric in DECLARED} == PROMISED
+    assert len(DECLARED) == len({metric.prometheus_name for metric in DECLARED}) == len(PROMISED)
+
+
+@pytest.mark.parametrize("metric", DECLARED, ids=lambda metric: metric.name)
+def test_every_metric_can_be_noted_read_and_shown(metrics: Metrics, metric: Metric) -> None:
+    labels = dict.fromkeys(metric.labels, "x")
+    assert metrics.value(metric.name, **labels) == 0.0
+    note(metrics, metric, 3, **labels)
+    assert metrics.value(metric.name, **labels) == (1.0 if metric.kind == "histogram" else 3.0)
+    families = {family.name: family for family in text_string_to_metric_families(metrics.text().decode())}
+    family = families[metric.prometheus_name]
+    assert (family.type, family.documentation) == (metric.kind, metric.description)
+    assert 3.0 in [sample.value for sample in family.samples if sample.labels == labels]
+
+
+def test_a_counter_adds_a_gauge_sets_and_a_histogram_observes(metrics: Metrics) -> None:
+    metrics.count("task.success", task="writer")
+    metrics.count("task.success", 2.5, task="writer")
+    metrics.count("task.success", 0, task="critic")
+    metrics.gauge("workflow.queued", 3)
+    metrics.gauge("workflow.queued", 1)
+    metrics.observe("task.duration_ms", 12.3, task="writer")
+    metrics.observe("task.duration_ms", 4000, task="writer")
+    assert metrics.value("task.success", task="writer") == 3.5
+    assert metrics.value("task.success", task="critic") == 0.0
+    assert metrics.value("workflow.queued") == 1.0
+    text = metrics.text().decode()
+    assert 'task_success_total{task="writer"} 3.5' in text
+    assert 'task_duration_ms_bucket{le="25.0",task="writer"} 1.0' in text
+    assert 'task_duration_ms_sum{task="writer"} 4012.3' in text
+
+
+def test_labels_may_be_given_in_any_order_and_may_be_words_of_python(metrics: Metrics) -> None:
+    metrics.count("ai.fallback", **{"from": "pro", "to": "flash", "reason": "quota"})
+    metrics.count("ai.fallback", reason="quota", to="flash", **{"from": "pro"})
+    assert metrics.value("ai.fallback", to="flash", reason="quota", **{"from": "pro"}) == 2.0
+
+
+def test_an_unknown_name_is_an_error_at_once(metrics: Metrics) -> None:
+    with pytest.raises(KeyError, match=r"task\.sucess"):
+        metrics.count("task.sucess", task="writer")
+    with pytest.raises(KeyError):
+        metrics.value("task_success", task="writer")
+
+
+@pytest.mark.parametrize("labels", [{}, {"tsak": "writer"}, {"task": "writer", "model": "m"}])
+def test_an_unknown_or_missing_label_is_an_error_at_once(metrics: Metrics, labels: dict[str, str]) -> None:
+    metrics.count("task.success", task="writer")
+    with pytest.raises(ValueError, match="labels"):
+        metrics.count("task.success", **labels)
+
+
+def test_the_wrong_kind_is_an_error_at_once(metrics: Metrics) -> None:
+    metrics.gauge("workflow.queued", 1)
+    with pytest.raises(ValueError, match="is a gauge, not a counter"):
+        metrics.count("workflow.queued")
+    with pytest.raises(ValueError, match="is a counter, not a histogram"):
+        metrics.observe("task.success", 1, task="writer")
+
+
+def test_a_counter_never_goes_down(metrics: Metrics) -> None:
+    with pytest.raises(ValueError, match="non-negative"):
+        metrics.count("ai.cache.hit", -1)
+
+
+def test_metrics_of_two_instances_are_apart_and_the_process_has_one() -> None:
+    one, other = Metrics(), Metrics()
+    one.count("ai.cache.hit")
+    assert (one.value("ai.cache.hit"), other.value("ai.cache.hit")) == (1.0, 0.0)
+    assert isinstance(telemetry.metrics, Metrics)
+
+
+def test_no_series_comes_twice_as_its_time_of_creation(metrics: Metrics) -> None:
+    metrics.count("task.success", task="writer")
+    metrics.observe("task.duration_ms", 1, task="writer")
+    assert "_created" not in metrics.text().decode()
+
+
+def test_the_content_type_is_that_of_the_text(metrics: Metrics) -> None:
+    assert METRICS_CONTENT_TYPE.split(";")[0] == prometheus_client.CONTENT_TYPE_PLAIN_0_0_4.split(";")[0]
+    assert prometheus_client.CONTENT_TYPE_PLAIN_0_0_4 == METRICS_CONTENT_TYPE
+    assert re.match(rb"# HELP \w+", metrics.text())
+
+
+def test_changes_ride_on_the_log_even_when_it_is_quiet(metrics: Metrics, log: io.StringIO) -> None:
+    metrics.count("task.success", task="writer")
+    metrics.log_changes(logging.getLogger("tests.metrics"))
+    metrics.count("task.failure", 2, task="writer", error="RateLimited")
+    metrics.gauge("workflow.queued", 4)
+    metrics.log_changes(None)
+    metrics.gauge("workflow.queued", 5)
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(line["metric"], line["value"], line["labels"]) for line in lines] == [
+        ("task.failure", 2, {"task": "writer", "error": "RateLimited"}),
+        ("workflow.queued", 4, {}),
+    ]
+    assert lines[0]["severity"] == "INFO"
