@@ -270,7 +270,7 @@ def _refuse_unknown(variables: Mapping[str, str], mistakes: dict[str, str]) -> N
     for name in sorted(variables):
         known = name in _FIELDS or name in _FOREIGN or _KEY_VARIABLE.fullmatch(name) is not None
         if name.startswith(_OWN_PREFIXES) and not known:
-            close = difflib.get_close_matches(name, (*_FIELDS, f"{_KEY_PREFIX}<NAME>"), n=1, cutoff=0.7)
+            close = difflib.get_close_matches(name, (*_FIELDS, f"{_KEY_PREFIX}<NAME>"), n=1, cutoff=0.65)
             mistakes[name] = "is not a setting; " + (f"did you mean {close[0]}?" if close else "remove it")
 
 

@@ -19,8 +19,11 @@ async def run(task: Task, team: Team) -> Result:
 
 
 def _arguments(given: Mapping[str, Any], upstream: Mapping[str, Any]) -> Any:
-    """What was said before, from the input and then from the steps this one needs."""
+    """What was said, from the input and then from needed steps; a critic's whole output under `argument` is unfolded."""
     said = given.get("arguments", [])
     if not isinstance(said, list):
         return said  # the prompt's input schema refuses it by name
-    return [*said, *(one for one in upstream.values() if isinstance(one, Mapping) and "argument" in one)]
+    heard = (one for one in (*said, *upstream.values()) if isinstance(one, Mapping))
+    unfolded = ({**one, **one["argument"]} if isinstance(one.get("argument"), Mapping) else one for one in heard)
+    # A critic that failed and was let go said nothing.
+    return [one for one in unfolded if one.get("argument") is not None]

@@ -2,14 +2,13 @@
 
 What this module adds, because the client does not do it: a deadline for the whole call (its own timeout is per read, and absent by
 default), one HTTP backend whatever else is installed (with aiohttp it sends a request twice when a connection drops), the server's
-retry delay, and an error whenever the answer is blocked, cut off or not the JSON that was asked for (its `.parsed` is just None). It
-never retries: that is the caller's business.
+retry delay, and an error whenever the answer is blocked, cut off or not the JSON that was asked for (its `.parsed` is just None).
+It never retries: that is the caller's business.
 
 Errors: https://ai.google.dev/gemini-api/docs/troubleshooting, https://google.aip.dev/193.
 """
 
 import asyncio
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -17,7 +16,6 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 import orjson
-from pydantic import ValidationError
 
 from shared.ai.base import JsonSchema, Price, Reply, Request
 from shared.ai.schema import check
@@ -92,7 +90,8 @@ class GeminiModel:
             raise ModelUnavailable(f"{self._model} did not answer within {request.timeout_seconds:g} s") from exc
         except (httpx2.HTTPError, httpx2.StreamError, OSError) as exc:
             raise ModelUnavailable(f"{self._model} cannot be reached ({type(exc).__name__})") from exc
-        except (json.JSONDecodeError, ValidationError, errors.UnknownApiResponseError) as exc:
+        except (ValueError, TypeError, AttributeError) as exc:
+            # What the client raises over a response that is not JSON or not of the shape that it takes for granted.
             raise ModelUnavailable(f"{self._model} sent a response that cannot be read ({type(exc).__name__})") from exc
         return Reply(output=_output(self._model, response, request), model=self._model, usage=_usage(response, self._price))
 

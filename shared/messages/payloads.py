@@ -13,6 +13,10 @@ StepId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_
 """A step's name in its workflow; `research/0` is the first child of `research`."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 """The name of an agent, a function or a workflow definition."""
+Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
+"""Counted from 1. Bounded, like all that PostgreSQL casts, because one value out of range would fail a whole batch."""
+Amount = Annotated[int, Field(ge=0, le=2**63 - 1)]
+"""Tokens or money used."""
 
 
 class Payload(BaseModel):
@@ -24,10 +28,10 @@ class Payload(BaseModel):
 class Usage(Payload):
     """What a step, an attempt or a workflow has used up."""
 
-    model_calls: int = Field(default=0, ge=0)
-    input_tokens: int = Field(default=0, ge=0)
-    output_tokens: int = Field(default=0, ge=0)
-    cost_microdollars: int = Field(default=0, ge=0)
+    model_calls: int = Field(default=0, ge=0, le=2**31 - 1)
+    input_tokens: Amount = 0
+    output_tokens: Amount = 0
+    cost_microdollars: Amount = 0
 
     @property
     def tokens(self) -> int:
@@ -67,8 +71,8 @@ class SpawnedStep(Payload):
     agent: Name
     input: Any = None
     needs: tuple[str, ...] = ()
-    timeout_seconds: float | None = Field(default=None, gt=0)
-    max_retries: int | None = Field(default=None, ge=0)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=86_400)
+    max_retries: int | None = Field(default=None, ge=0, le=100)
     on_failure: Literal["fail", "continue"] = "fail"
 
 
@@ -91,15 +95,19 @@ class WorkflowRequested(Payload):
 
 
 class StepDispatched(Payload):
-    """`agentteam.step.dispatched.v1`: an agent shall work on one attempt of a step."""
+    """`agentteam.step.dispatched.v1`: an agent shall work on one attempt of a step.
+
+    It has `timeout_seconds` once it begins; nobody waits for its answer after `deadline`.
+    """
 
     workflow: WorkflowId
     step: StepId
-    attempt: int = Field(ge=1)
-    deferrals: int = Field(default=0, ge=0)
+    attempt: Attempt
+    deferrals: int = Field(default=0, ge=0, le=2**31 - 1)
     agent: Name
     input: Any = None
     upstream: dict[str, Any] = Field(default_factory=dict)
+    timeout_seconds: float = Field(default=300.0, gt=0)
     deadline: AwareDatetime
     remaining: Remaining = Remaining()
 
@@ -113,7 +121,7 @@ class StepCompleted(Payload):
 
     workflow: WorkflowId
     step: StepId
-    attempt: int = Field(ge=1)
+    attempt: Attempt
     output: Any = None
     usage: Usage = Usage()
     spawn: tuple[SpawnedStep, ...] = ()
@@ -125,10 +133,10 @@ class StepFailed(Payload):
 
     workflow: WorkflowId
     step: StepId
-    attempt: int = Field(ge=1)
+    attempt: Attempt
     error: ErrorInfo
     permanent: bool = False
-    retry_after_seconds: float | None = Field(default=None, ge=0)
+    retry_after_seconds: float | None = Field(default=None, ge=0, le=366 * 86_400)
     usage: Usage = Usage()
 
 
@@ -137,7 +145,8 @@ class StepDeferred(Payload):
 
     workflow: WorkflowId
     step: StepId
-    attempt: int = Field(ge=1)
+    attempt: Attempt
+    deferrals: int = Field(default=0, ge=0)
     not_before: AwareDatetime
     usage: Usage = Usage()
 

@@ -1,17 +1,17 @@
-"""Who may speak on the bus: HMAC keys, their rotation, and the signatures that they make.
+r"""Who may speak on the bus: HMAC keys, their rotation, and the signatures that they make.
 
 A signature covers the exact bytes sent, the topic that they are for and the id of the key, so an altered message fails, and so does
 one that is replayed to another topic or under another id. In a message's attributes:
 
     content-type      application/cloudevents+json
     hmac-key-id       the id of the key
-    hmac-signature    v1,<base64 of HMAC-SHA256(secret, "v1\\n" + key id + "\\n" + topic + "\\n" + data)>
+    hmac-signature    v1,<base64 of HMAC-SHA256(secret, "v1\n" + key id + "\n" + topic + "\n" + data)>
 
 Ids and topics are 1 to 255 of `[A-Za-z0-9._-]`: without a line break in them, no two texts to be signed are the same.
 
-**Which key an id names.** Write the id in capitals, with `_` for `.` and `-`, and drop words from its front until the rest is the NAME
-of a key: `key-v2`, `prod-v2` and `v2` all name `COMM_HMAC_KEY_V2`, and the longest NAME wins. An id that names no key is the default
-secret, as is the id `default`. Retired keys keep their NAMEs, so an id never falls from a retired key to another one.
+**Which key an id names.** Write the id in capitals, with `_` for `.` and `-`, and drop words from its front until the rest is the
+NAME of a key: `key-v2`, `prod-v2` and `v2` all name `COMM_HMAC_KEY_V2`, and the longest NAME wins. An id that names no key is the
+default secret, as is the id `default`. Retired keys keep their NAMEs, so an id never falls from a retired key to another one.
 
 **Rotation** is three new rings, a while apart: `with_key` (verifies only), `activate` (signs), `retire` the old one (refused).
 """
@@ -56,19 +56,22 @@ class KeyState(StrEnum):
 class KeyRing:
     """The keys that sign and verify. Immutable: a rotation gives a new ring. It shows NAMEs and states, never a secret.
 
-    `active` is the id that signs, `keys` maps NAMEs (as in `COMM_HMAC_KEY_<NAME>`, in any case) to secrets, `default` is the secret of
-    every id that names no key, and `retired` lists NAMEs to refuse, whether or not their secrets are still in `keys`.
-    Raises ConfigurationError, naming the variable, for a secret under 32 characters, a NAME that is not one or is given twice, and an
-    active id that names no usable key.
+    `active` is the id that signs, `keys` maps NAMEs (as in `COMM_HMAC_KEY_<NAME>`, in any case) to secrets, `default` is the secret
+    of every id that names no key, and `retired` lists the NAMEs or ids to refuse, whether or not their secrets are still given.
+
+    Raises ConfigurationError, naming the variable, for a secret under 32 characters, a NAME that is not one or is given twice, a
+    retired secret that is trusted under another NAME, and an active id that names no usable key.
     """
 
-    __slots__ = ("_active", "_active_name", "_macs", "_retired")
+    __slots__ = ("_active", "_active_name", "_macs", "_names", "_retired")
 
     _active: str
     _active_name: str
     # NAME → an HMAC that has taken in its secret and nothing else: copying it is quicker than keying a new one for every message.
     _macs: Mapping[str, hmac.HMAC]
     _retired: frozenset[str]
+    # All of them, retired ones too.
+    _names: frozenset[str]
 
     def __init__(
         self, active: str, keys: Mapping[str, Secret], *, default: Secret | None = None, retired: Collection[str] = ()
@@ -77,14 +80,13 @@ class KeyRing:
         for given, secret in keys.items():
             name = _own_name(given)
             if name in macs:
-                raise ConfigurationError(
-                    f"{_variable(name)} is given twice, as NAMEs that differ only in case or separators; keep one"
-                )
+                raise ConfigurationError(f"{_variable(name)} is given twice, in different spellings; keep one")
             macs[name] = _keyed(name, secret)
         if default is not None:
             macs[_DEFAULT] = _keyed(_DEFAULT, default)
-        refused = frozenset(_normalised(name) for name in retired)
-        self._fill(active, {name: mac for name, mac in macs.items() if name not in refused}, refused)
+        # One whose secret is gone is refused by its own spelling.
+        refused = frozenset(_named(key_id, macs.keys()) or _normalised(key_id) for key_id in retired)
+        self._fill(active, _without(macs, refused), refused)
 
     @property
     def active(self) -> str:
@@ -108,27 +110,30 @@ class KeyRing:
             raise Conflict(f"{_variable(own)} is in the key ring already; add the new secret under another NAME")
         ring = self._changed(self._active, {**self._macs, own: _keyed(own, secret)}, self._retired)
         if ring._active_name != self._active_name:
-            raise ConfigurationError(
-                f"{_variable(own)} would sign at once as {self._active!r}; add the new secret under another NAME"
-            )
+            raise ConfigurationError(f"{_variable(own)} would sign at once, as {self._active!r}; choose another NAME")
         return ring
 
     def activate(self, key_id: str) -> "KeyRing":
-        """A ring that signs as `key_id`; the key that signed before still verifies. Raises ConfigurationError as the constructor does."""
+        """A ring that signs as `key_id`; the key that signed before still verifies.
+
+        Raises ConfigurationError as the constructor does.
+        """
         return self._changed(key_id, self._macs, self._retired)
 
     def retire(self, key_id: str) -> "KeyRing":
         """A ring that refuses the key that `key_id` names; retiring it again changes nothing.
 
         The default secret is retired only as `default`, so that a mistyped id can't take it away: then ids that name no key are
-        refused. Raises NotFound for an id that names no key, and ConfigurationError for the active key.
+        refused. Raises NotFound for an id that names no key, and ConfigurationError for the active key and for a secret that is
+        trusted under another NAME.
         """
-        name = self._name(key_id) if _is_token(key_id) else _DEFAULT
-        if name == _DEFAULT and (_normalised(key_id) != _DEFAULT or _DEFAULT not in self._macs.keys() | self._retired):
+        name = _named(key_id, self._names)
+        if name is None:
             raise NotFound(f"{_shown(key_id)} names no key of its own in the key ring; `default` retires the default secret")
         if name == self._active_name:
             raise ConfigurationError(f"{_shown(key_id)} names the active key, {_variable(name)}; activate another key first")
-        return self._changed(self._active, {key: mac for key, mac in self._macs.items() if key != name}, self._retired | {name})
+        retired = self._retired | {name}
+        return self._changed(self._active, _without(self._macs, retired), retired)
 
     def sign(self, topic: str, data: bytes) -> dict[str, str]:
         """The attributes with which `data` goes to `topic`. Raises ConfigurationError for a topic that can't be signed."""
@@ -149,7 +154,7 @@ class KeyRing:
         key_id = attributes.get("hmac-key-id")
         if not isinstance(key_id, str) or _is_token(key_id) is None:
             raise _rejected("key", "the message has no usable hmac-key-id; publish it with `agent-team publish` or through the API")
-        name = self._active_name if key_id == self._active else self._name(key_id)
+        name = self._active_name if key_id == self._active else _named(key_id, self._names) or _DEFAULT
         mac = self._macs.get(name)
         if mac is None:
             if name in self._retired:
@@ -158,9 +163,7 @@ class KeyRing:
         given = attributes.get("hmac-signature")
         # compare_digest takes text only if it is ASCII.
         if not isinstance(given, str) or not given.isascii() or _is_token(topic) is None:
-            raise _rejected(
-                "signature", f"the message for topic {_shown(topic)} has no usable hmac-signature; sign it for this topic"
-            )
+            raise _rejected("signature", f"the message for topic {_shown(topic)} has no usable hmac-signature; sign it")
         if not hmac.compare_digest(_signature(mac, key_id, topic, data), given):
             raise _rejected(
                 "signature",
@@ -176,7 +179,8 @@ class KeyRing:
         if _is_token(active) is None:
             raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {_shown(active)}; expected {_ALLOWED}")
         self._active, self._macs, self._retired = active, macs, retired
-        self._active_name = self._name(active)
+        self._names = retired.union(macs)
+        self._active_name = _named(active, self._names) or _DEFAULT
         if self._active_name in retired:
             raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {active!r}, which names a retired key; name one that is not")
         if self._active_name not in macs:
@@ -188,14 +192,16 @@ class KeyRing:
         ring._fill(active, macs, retired)
         return ring
 
-    def _name(self, key_id: str) -> str:
-        """The NAME of the key that `key_id` names. Not remembered: senders choose ids, and could make a memory grow without end."""
-        name, more = _normalised(key_id), "_"
-        while more:
-            if name in self._macs or name in self._retired:
-                return name
-            _, more, name = name.partition("_")
-        return _DEFAULT
+
+def _named(key_id: str, names: Collection[str]) -> str | None:
+    """The longest of `names` with which `key_id` ends."""
+    # Not remembered per id: senders choose ids, and could make such a memory grow without end.
+    name, more = _normalised(key_id), "_"
+    while more:
+        if name in names:
+            return name
+        _, more, name = name.partition("_")
+    return None
 
 
 def _normalised(text: str) -> str:
@@ -207,8 +213,19 @@ def _own_name(text: str) -> str:
     if _is_name(name) is None:
         raise ConfigurationError(f"COMM_HMAC_KEY_<NAME> has the NAME {_shown(text)}; expected letters, digits and underscores")
     if name == _DEFAULT:
-        raise ConfigurationError(f"{_variable('<NAME>')} cannot have the NAME {_DEFAULT}; set {_DEFAULT_VARIABLE}")
+        raise ConfigurationError(f"COMM_HMAC_KEY_{_DEFAULT} is not a key of its own; set {_DEFAULT_VARIABLE}")
     return name
+
+
+def _without(macs: Mapping[str, hmac.HMAC], names: Collection[str]) -> dict[str, hmac.HMAC]:
+    """The other keys. A dropped secret that is also one of theirs would stay trusted, so that is refused."""
+    dropped = {macs[name].digest(): name for name in names if name in macs}
+    kept = {name: mac for name, mac in macs.items() if name not in names}
+    for name, mac in kept.items():
+        twin = dropped.get(mac.digest())
+        if twin is not None:
+            raise ConfigurationError(f"{_variable(name)} holds the secret of {_variable(twin)}, which retires; change it first")
+    return kept
 
 
 def _variable(name: str) -> str:

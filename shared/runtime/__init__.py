@@ -1,1 +1,23 @@
-"""TODO"""
+"""The agent contract, and what carries it: agents import this room and nothing else."""
+
+from shared.ai import Prompt
+from shared.runtime.contract import Result, Run, Task, Team
+from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, pipeline
+from shared.runtime.wiring import Runtime, runtime
+
+__all__ = [
+    "Function",
+    "Handlers",
+    "Prompt",
+    "Result",
+    "Run",
+    "Runtime",
+    "Task",
+    "Team",
+    "agent",
+    "load",
+    "on_http",
+    "on_messages",
+    "pipeline",
+    "runtime",
+]

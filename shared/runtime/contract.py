@@ -2,10 +2,11 @@
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from shared.ai import Prompt
 from shared.clock import Clock
 from shared.messages import Remaining, SpawnedStep, Usage
 
@@ -36,19 +37,6 @@ class Result:
     output: Any
     spawn: tuple[SpawnedStep, ...] = ()
     join: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """An agent's `prompt.md`: front matter and text with `{{ input.… }}` places."""
-
-    version: int
-    tier: str
-    temperature: float | None
-    schema: Mapping[str, Any] | None
-    text: str
-    fingerprint: str = field(default="", repr=False)
-    """Content hash of the file: two prompts with the same fingerprint are the same prompt."""
 
 
 class Team(Protocol):

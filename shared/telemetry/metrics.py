@@ -1,8 +1,8 @@
 """Metrics: every one that the platform has, declared in one table, counted in this process and shown in Prometheus form.
 
 Names have dots here and underscores in Prometheus (https://prometheus.io/docs/concepts/data_model/), where counters also end in
-`_total`. A name, kind or label that the table does not know is an error at once, so that no dashboard waits for a series that no one
-writes. A function that scales to zero cannot be scraped: in the cloud each change is also logged, see `log_changes`.
+`_total`. A name, kind or label that the table does not know is an error at once, so that no dashboard waits for a series that never
+comes. A function that scales to zero cannot be scraped: in the cloud each change is also logged, see `log_changes`.
 """
 
 import logging

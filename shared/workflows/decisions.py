@@ -89,6 +89,7 @@ def _dispatched(command: Mapping[str, Any], rendered: Any, upstream: Mapping[str
         agent=command["agent"],
         input=rendered,
         upstream=upstream,
+        timeout_seconds=command["timeout_seconds"],
         deadline=command["deadline"],
         remaining=command["remaining"],
     )

@@ -62,7 +62,7 @@ begin
         select w.id, w.deadline_at from workflows as w
         where w.status = 'RUNNING' and (w.wake_at <= moment or (event ->> 'recover')::boolean)
         order by w.id
-        limit (event ->> 'limit')::integer
+        limit coalesce((event ->> 'limit')::integer, 500)
         for update skip locked
     loop
         effect.touched := effect.touched || row(wf.id, null, cause, null)::_step_ref;

@@ -121,8 +121,9 @@ def test_blank_values_count_as_unset_and_blanks_around_a_value_do_not_belong_to_
 
 
 def test_settings_cannot_be_changed() -> None:
+    settings = load_settings({})
     with pytest.raises(ValidationError):
-        load_settings({}).port = 1
+        setattr(settings, "port", 1)  # noqa: B010
 
 
 @pytest.mark.parametrize("variable", ["NODE_ENV", "APP_ENV"])
@@ -292,13 +293,14 @@ printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size
     variable=st.sampled_from(["GEMINI_API_KEY", "COMM_HMAC_DEFAULT_SECRET", "COMM_HMAC_KEY_V2", "REDIS_URL", "DATABASE_URL"]),
 )
 def test_no_secret_is_ever_shown(secret: str, variable: str) -> None:
+    secret = f"<{secret}>"  # or it may happen to be a word that is shown anyway
     try:
         settings = load_settings({variable: secret, "PORT": "1"})
     except ConfigurationError as error:
         shown = str(error)
     else:
         assert secret in settings.secret_values()
-        shown = secret not in f"{settings!r} {settings} {settings.redacted()} {settings.model_dump()} {settings.model_dump_json()}"
+        shown = f"{settings!r} {settings} {settings.redacted()} {settings.model_dump()} {settings.model_dump_json()}"
     assert secret not in shown
 
 

@@ -114,7 +114,7 @@ def test_parameters_that_do_not_fit_are_refused(values: dict[str, Any], reason: 
 
 
 def test_all_wrong_parameters_are_named_on_one_line() -> None:
-    with pytest.raises(InputError, match="'rounds' of .*; .*'sides' of .*; .* needs a value for 'subject'"):
+    with pytest.raises(InputError, match=r"'rounds' of .*; .*'sides' of .*; .* needs a value for 'subject'"):
         expand("debate", "d", {"rounds": 0, "sides": 1})
 
 

@@ -365,8 +365,10 @@ def test_what_json_cannot_hold_loses_a_field_and_not_the_line(lines: Lines) -> N
     assert lines.last["msg"] == "endless"
 
 
-def test_arguments_that_do_not_fit_lose_the_arguments_and_not_the_line(lines: Lines, capsys: pytest.CaptureFixture[str]) -> None:
-    log.info("%d steps of %s", "private")
+def test_arguments_that_do_not_fit_lose_the_arguments_and_not_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    handler = configure_logging("info", stream=lines)
+    handler.handle(log.makeRecord("n", logging.INFO, __file__, 1, "%d steps of %s", ("private",), None))
     assert lines.last["msg"] == "%d steps of %s (logged with arguments that don't fit)"
     assert capsys.readouterr() == ("", "")
 

@@ -51,7 +51,7 @@ def test_a_later_version_is_read_as_far_as_it_is_known(header: str) -> None:
         f"00-{'0' * 32}-{SPAN}-01",
         f"00-{TRACE}-{'0' * 16}-01",
         f"02-{TRACE}-{SPAN}-01x",
-        f"00-{TRACE}-{SPAN}-٠١",
+        f"00-{TRACE}-{SPAN}-\N{ARABIC-INDIC DIGIT ZERO}\N{ARABIC-INDIC DIGIT ONE}",
     ],
 )
 def test_a_malformed_traceparent_is_none(header: str | None) -> None:

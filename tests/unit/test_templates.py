@@ -152,7 +152,7 @@ def test_paths_finds_what_render_looks_up(looked_up: list[tuple[str | int, ...]]
     assert list(paths(template)) == looked_up
 
 
-class _Recorder(dict[str | int, Any]):
+class _Recorder(dict[str, Any]):
     """A value in which every path exists, and which notes the paths that were looked up."""
 
     def __init__(self, log: list[tuple[str | int, ...]], path: tuple[str | int, ...] = ()) -> None:
@@ -160,7 +160,7 @@ class _Recorder(dict[str | int, Any]):
         self._log = log
         self._path = path
 
-    def __getitem__(self, part: str | int) -> "_Recorder":
+    def __getitem__(self, part: Any) -> "_Recorder":
         path = (*self._path, part)
         # A longer path replaces the shorter one that led to it.
         if self._log and self._path and self._log[-1] == self._path:

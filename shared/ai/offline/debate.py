@@ -9,6 +9,7 @@ from shared.ai.offline.language import figures, hedges
 
 SIDES = ("for", "against")
 TIE_WITHIN = 0.05
+_POINTS_PER_ROUND = 3
 _NOTHING = "Nothing is left to add"
 
 
@@ -32,10 +33,11 @@ class Verdict:
     changes: list[str]
 
 
-def argue(subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], limit: int = 3) -> Argument:
-    """The case of `side`, with points that no earlier argument made."""
+def argue(subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], *, number: int = 1) -> Argument:
+    """The case of `side` in round `number`, from 1. Each round makes the next points; none that an earlier argument made."""
     said = {point for argument in earlier for point in _points(argument)}
-    points = [point for point in _case(subject, side) if point not in said][:limit]
+    turn = _case(subject, side)[(number - 1) * _POINTS_PER_ROUND : number * _POINTS_PER_ROUND]
+    points = [point for point in turn if point not in said]
     opening = _opening(subject, side)
     rebuttal = _rebuttal(side, earlier)
     if not points:
@@ -72,7 +74,7 @@ def _strengths(subject: Document) -> Iterator[tuple[float, str]]:
     for heading, units in subject.sections.items():
         found = _unique(figure for unit in units if not unit.question for figure in figures(unit.text))
         if found:
-            listed = _listed(sorted(found, key=lambda figure: not figure.endswith("%") and " " not in figure)[:3])
+            listed = _listed(sorted(found, key=lambda figure: (not figure[0].isdigit(), " " not in figure))[:3])
             yield len(found) / len(units), f"{_named(heading, subject)} can be checked: it names {listed}."
     asked = [unit for unit in subject.units if unit.question]
     if asked:

@@ -1,9 +1,9 @@
 """What a text is made of and about: sections, units, their weight, key phrases, topics.
 
 A unit is what may be quoted on its own: a sentence, a short list item, or a sentence together with the one that it points back to.
-Weight follows SumBasic: a sentence weighs what its words weigh, and words weigh by how often the text uses them. Key phrases come, as
-in RAKE, from the runs of words between stop words, and weigh by how often and in how many words they are said. Neither needs a model
-or training.
+Weight follows SumBasic: a sentence weighs what its words weigh, and words weigh by how often the text uses them. Key phrases come,
+as in RAKE, from the runs of words between stop words, and weigh by how often and in how many words they are said. Neither needs
+a model or training.
 """
 
 # ruff: noqa: RUF001 -- real texts hold typographic quotes and dashes

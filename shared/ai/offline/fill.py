@@ -2,7 +2,7 @@
 
 Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `dissent`, `notice`, `claim`, `evidence`. Lists: `questions`,
 `sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`, `changes`, `keywords`.
-Numbers: `score`, `confidence`, `for`, `against`. Choices: `winner`. A text that the request itself has a value for takes that value.
+Numbers: `score`, `confidence`, `for`, `against`. Choices: `winner`. A text for which the request itself has a value takes it.
 Any other name gets the statements that weigh most, or the share of what was looked for that the text holds.
 """
 
@@ -236,9 +236,9 @@ def _number(schema: Mapping[str, Any], measure: float, *, whole: bool) -> float 
     value = float(low + measure * (high - low) if bounded else min(max(measure, low), high))
     if not whole:
         return round(value, 2) if (low, high) == (0, 1) else value
-    if math.isfinite(low):
-        return max(round(value), math.ceil(low))
-    return min(round(value), math.floor(high)) if math.isfinite(high) else round(value)
+    lowest = math.ceil(low) if math.isfinite(low) else round(value)
+    highest = math.floor(high) if math.isfinite(high) else round(value)
+    return max(lowest, min(highest, round(value)))
 
 
 def _choice(allowed: Sequence[Any], material: Material, place: _Place) -> Any:

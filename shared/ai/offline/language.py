@@ -37,7 +37,8 @@ _HEDGES = re.compile(
 _FIGURE = re.compile(
     r"(?<![\w.])(?:[€$£]\s?\d[\d.,]*(?<![.,])|"
     r"\d[\d.,:]*(?<![.,:])(?:\s?%|\s?(?:ms|s|h|km|kg|MB|GB)\b|(?<!:\d\d)(?<!\d\.\d)\s+[a-zß-ÿ]{3,})?|"
-    r"(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fourteen|fifteen|sixteen|twenty|thirty|forty|fifty|sixty|hundred)\s+[a-z]{3,}|"
+    r"(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fourteen|fifteen|sixteen|twenty|thirty|forty|fifty|sixty|"
+    r"hundred)\s+[a-z]{3,}|"
     r"(?:January|February|March|April|June|July|August|September|October|November|December)\b(?:\s\d{4})?)"
 )
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")

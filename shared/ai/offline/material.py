@@ -69,8 +69,10 @@ class Material:
     @cached_property
     def argument(self) -> Argument | None:
         """The case of the request's side, when the request is for one side of a debate."""
-        side = self.values.get("side")
-        return argue(self.document, side, self._arguments) if side in SIDES else None
+        side, number = self.values.get("side"), self.values.get("round")
+        if side not in SIDES:
+            return None
+        return argue(self.document, side, self._arguments, number=number if isinstance(number, int) and number > 0 else 1)
 
     @cached_property
     def verdict(self) -> Verdict | None:

@@ -1,0 +1,1 @@
+"""Keeps messages that nobody could handle."""

@@ -1,0 +1,1 @@
+"""Turns requested and scheduled messages into workflows."""

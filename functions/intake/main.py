@@ -1,0 +1,52 @@
+"""workflow-requests (signed) and workflow-schedules (unsigned: IAM lets only the scheduler publish there) → new workflows."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from shared.bus import Delivery, Handler, Message, Outcome
+from shared.errors import EnvelopeRejected, Permanent
+from shared.ids import workflow_id_for
+from shared.messages import Envelope, WorkflowRequested
+from shared.runtime import Handlers, Runtime, on_messages, pipeline
+from shared.runtime.requests import request_event
+from shared.telemetry import describe_error, metrics
+
+_log = logging.getLogger(__name__)
+
+
+def _handlers(live: Runtime) -> Handlers:
+    dispatcher = live.dispatcher("intake")
+
+    async def start(wanted: WorkflowRequested, *, key: str, at: datetime, cause: str, traceparent: str | None) -> list[Message]:
+        event = request_event(live, wanted, workflow=workflow_id_for(key, at), request_key=key, traceparent=traceparent)
+        _, messages = await dispatcher.decide([event], cause=cause, traceparent=traceparent)
+        return messages
+
+    async def requested(envelope: Envelope) -> Sequence[Message]:
+        if not isinstance(envelope.data, WorkflowRequested):
+            raise EnvelopeRejected("type", f"{envelope.type} is not for workflow-requests")
+        key = f"{envelope.source}#{envelope.id}"
+        return await start(envelope.data, key=key, at=envelope.time, cause=envelope.id, traceparent=envelope.traceparent)
+
+    async def scheduled(delivery: Delivery) -> Outcome:
+        key = f"schedule#{delivery.message_id}"
+        try:
+            wanted = WorkflowRequested.model_validate_json(delivery.data)
+            # A copy of the message has the same id, so whatever id is made for it first is the one that counts.
+            messages = await start(wanted, key=key, at=live.clock.now(), cause=delivery.message_id, traceparent=None)
+            await live.bus.publish(messages)
+        except ValidationError:
+            metrics.count("envelope.rejected", reason="schema")
+            _log.warning("scheduled message %s holds no request for a workflow", delivery.message_id, extra={"status": "rejected"})
+        except Permanent as error:
+            _log.error("scheduled message %s refused", delivery.message_id, extra={"error": describe_error(error), "status": "refused"})
+        return Outcome.ACK
+
+    schedules: Handler = scheduled
+    return {"workflow-requests": pipeline(live, "intake", requested), "workflow-schedules": schedules}
+
+
+intake = on_messages(__file__, _handlers)

@@ -1,0 +1,1 @@
+"""Moves workflows on as their steps end."""

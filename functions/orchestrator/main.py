@@ -1,0 +1,41 @@
+"""workflow-events → advance → publish."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from shared.bus import Message
+from shared.errors import EnvelopeRejected, InputError
+from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
+from shared.runtime import Handlers, Runtime, on_messages, pipeline
+from shared.workflows import spawned
+
+
+def _event(envelope: Envelope) -> dict[str, Any]:
+    match envelope.data:
+        case StepCompleted() as completed:
+            try:
+                return spawned(completed)
+            except InputError as error:
+                about = {"workflow": completed.workflow, "step": completed.step, "attempt": completed.attempt}
+                return {"type": "step.failed", **about, "permanent": True, "error": {"type": error.code, "message": str(error)}}
+        case StepFailed() as failed:
+            return {"type": "step.failed", **failed.model_dump(mode="json")}
+        case StepDeferred() as deferred:
+            return {"type": "step.deferred", **deferred.model_dump(mode="json")}
+        case WorkflowCancelled() as cancelled:
+            return {"type": "workflow.cancelled", **cancelled.model_dump(mode="json")}
+        case _:
+            raise EnvelopeRejected("type", f"{envelope.type} is not for workflow-events")
+
+
+def _handlers(live: Runtime) -> Handlers:
+    dispatcher = live.dispatcher("orchestrator")
+
+    async def work(envelope: Envelope) -> Sequence[Message]:
+        _, messages = await dispatcher.decide([_event(envelope)], cause=envelope.id, traceparent=envelope.traceparent)
+        return messages
+
+    return {"workflow-events": pipeline(live, "orchestrator", work)}
+
+
+orchestrator = on_messages(__file__, _handlers)

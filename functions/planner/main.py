@@ -1,0 +1,5 @@
+"""Entry point of the planner: its prompt is all it needs."""
+
+from shared.runtime import agent
+
+planner = agent(__file__)

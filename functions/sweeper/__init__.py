@@ -1,0 +1,1 @@
+"""Wakes what is due."""

@@ -1,0 +1,26 @@
+"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish."""
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from shared.errors import Transient
+from shared.runtime import Runtime, on_http
+
+
+def _app(live: Runtime) -> ASGIApp:
+    dispatcher = live.dispatcher("sweeper")
+
+    async def tick(_request: Request) -> Response:
+        try:
+            await dispatcher.apply([{"type": "tick"}])
+        except Transient:
+            return Response(status_code=503)
+        return Response(status_code=204)
+
+    return Starlette(routes=[Route("/", tick, methods=["POST"])])
+
+
+sweeper = on_http(__file__, _app)

@@ -1,0 +1,250 @@
+"""Runs an agent: a dispatched step in, its result on `workflow-events` out."""
+
+import asyncio
+import logging
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import orjson
+
+from shared.ai import Model, Prompt, Request
+from shared.bus import Message
+from shared.clock import Clock
+from shared.errors import (
+    AgentTeamError,
+    BudgetExceeded,
+    ConfigurationError,
+    EnvelopeRejected,
+    OutputInvalid,
+    Permanent,
+    RateLimited,
+    Transient,
+)
+from shared.ids import dispatch_id, reply_id
+from shared.messages import (
+    Envelope,
+    ErrorInfo,
+    Payload,
+    Remaining,
+    StepCompleted,
+    StepDeferred,
+    StepDispatched,
+    StepFailed,
+    Usage,
+)
+from shared.runtime.contract import Result, Run, Task, Team
+from shared.runtime.sender import WORKFLOW_EVENTS, Sender
+from shared.telemetry import describe_error, metrics
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSettings:
+    """What a call gets when the prompt does not say."""
+
+    temperature: float
+    max_tokens: int
+
+
+class _Adapter(logging.LoggerAdapter[logging.Logger]):
+    """Adds the attempt's fields to the caller's own; the standard adapter would replace them."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class LiveTeam:
+    """The team as one attempt sees it."""
+
+    def __init__(
+        self, task: Task, *, model: Model, prompt: Prompt | None, settings: ModelSettings, clock: Clock, timeout_at: float
+    ) -> None:
+        self._task = task
+        self._model = model
+        self._prompt = prompt
+        self._settings = settings
+        self._clock = clock
+        self._timeout_at = timeout_at
+        self._usage = Usage()
+        self._log: logging.LoggerAdapter[logging.Logger] | None = None
+
+    @property
+    def log(self) -> logging.LoggerAdapter[logging.Logger]:
+        if self._log is None:
+            fields: dict[str, Any] = {"workflowId": self._task.workflow, "step": self._task.step, "attempt": self._task.attempt}
+            self._log = _Adapter(logging.getLogger("agent"), fields)
+        return self._log
+
+    @property
+    def clock(self) -> Clock:
+        return self._clock
+
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
+    async def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        values: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Any:
+        used = self._prompt if prompt is None else prompt
+        if used is None:
+            raise ConfigurationError("this agent has no prompt.md beside its main.py; add one, or pass a prompt to team.generate")
+        given = self._task.input if values is None else values
+        self._check_budget(self._task.remaining)
+        reply = await self._model.generate(
+            Request(
+                prompt=used.render(given),
+                schema=used.schema if schema is None else schema,
+                material=given if isinstance(given, Mapping) else {"input": given},
+                tier=used.tier,
+                temperature=self._settings.temperature if used.temperature is None else used.temperature,
+                max_tokens=self._settings.max_tokens,
+                timeout_seconds=max(0.001, self._timeout_at - self._clock.monotonic()),
+            )
+        )
+        self._usage = self._usage + reply.usage
+        return reply.output
+
+    def _check_budget(self, remaining: Remaining) -> None:
+        if remaining.tokens is not None and self._usage.tokens >= remaining.tokens:
+            raise BudgetExceeded("the workflow has no tokens left; raise max_tokens of its budget")
+        if remaining.cost_microdollars is not None and self._usage.cost_microdollars > remaining.cost_microdollars:
+            raise BudgetExceeded("the workflow has no money left; raise max_cost_usd of its budget")
+
+
+class AgentWork:
+    """The work of an agent's pipeline."""
+
+    def __init__(
+        self, name: str, run: Run, *, prompt: Prompt | None, model: Model, settings: ModelSettings, sender: Sender, clock: Clock
+    ) -> None:
+        self._name = name
+        self._run = run
+        self._prompt = prompt
+        self._model = model
+        self._settings = settings
+        self._sender = sender
+        self._clock = clock
+
+    async def __call__(self, envelope: Envelope) -> Sequence[Message]:
+        order = envelope.data
+        if not isinstance(order, StepDispatched):
+            raise EnvelopeRejected("type", f"{envelope.type} is nothing that an agent does; check what publishes to agent-{self._name}")
+        if order.agent != self._name:
+            raise EnvelopeRejected("schema", f"the step is for agent {order.agent}, not for {self._name}")
+        now = self._clock.now()
+        if now >= order.deadline:
+            # Nobody waits for it any more: the step has ended, or runs under a later attempt.
+            _log.warning("step came too late", extra={"step": order.step, "attempt": order.attempt, "status": "expired"})
+            return ()
+        seconds = min(order.timeout_seconds, (order.deadline - now).total_seconds())
+        task = Task(
+            workflow=order.workflow,
+            step=order.step,
+            attempt=order.attempt,
+            input=order.input,
+            upstream=order.upstream,
+            deadline=now + timedelta(seconds=seconds),
+            remaining=order.remaining,
+        )
+        return (await self._attempt(order, task, envelope, seconds),)
+
+    async def _attempt(self, order: StepDispatched, task: Task, envelope: Envelope, seconds: float) -> Message:
+        started = self._clock.monotonic()
+        team = LiveTeam(
+            task,
+            model=self._model,
+            prompt=self._prompt,
+            settings=self._settings,
+            clock=self._clock,
+            timeout_at=started + seconds,
+        )
+        reply: Payload
+        try:
+            try:
+                async with asyncio.timeout(seconds):
+                    result = await self._run(task, team)
+            except TimeoutError as error:
+                raise Transient(f"the agent took longer than its {seconds:g} s; raise the step's timeout_seconds") from error
+            reply = _completed(order, result, team.usage)
+            message = self._sealed(order, reply, "completed", envelope)
+        except Exception as error:
+            outcome, reply = _unfinished(order, error, team.usage, self._clock)
+            self._note(order, started, error, outcome)
+            return self._sealed(order, reply, outcome, envelope)
+        self._note(order, started, None, "completed")
+        return message
+
+    def _sealed(self, order: StepDispatched, reply: Payload, outcome: str, envelope: Envelope) -> Message:
+        return self._sender.message(
+            WORKFLOW_EVENTS,
+            reply,
+            id=reply_id(dispatch_id(order.workflow, order.step, order.attempt, order.deferrals), outcome),
+            subject=envelope.subject,
+            workflow=order.workflow,
+            cause=envelope.id,
+            traceparent=envelope.traceparent,
+        )
+
+    def _note(self, order: StepDispatched, started: float, error: Exception | None, outcome: str) -> None:
+        duration = (self._clock.monotonic() - started) * 1000
+        metrics.observe("task.duration_ms", duration, task=self._name)
+        fields: dict[str, Any] = {
+            "step": order.step,
+            "attempt": order.attempt,
+            "agent": self._name,
+            "duration": round(duration, 3),
+            "status": outcome,
+        }
+        if error is None:
+            metrics.count("task.success", task=self._name)
+            _log.info("step completed", extra=fields)
+        elif outcome == "deferred":
+            metrics.count("step.deferred")
+            _log.warning("step deferred: %s", error, extra=fields)
+        else:
+            metrics.count("task.failure", task=self._name, error=type(error).__name__)
+            _log.error("step failed", extra={**fields, "error": describe_error(error)})
+
+
+async def answer_prompt(task: Task, team: Team) -> Result:
+    """The agent that needs no code: render the prompt with the input, return the model's answer."""
+    return Result(output=await team.generate())
+
+
+def _completed(order: StepDispatched, result: Result, usage: Usage) -> StepCompleted:
+    if not isinstance(result, Result):
+        raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
+    try:
+        orjson.dumps(result.output)
+    except TypeError as error:
+        raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
+    return StepCompleted(
+        workflow=order.workflow,
+        step=order.step,
+        attempt=order.attempt,
+        output=result.output,
+        usage=usage,
+        spawn=result.spawn,
+        join=result.join,
+    )
+
+
+def _unfinished(order: StepDispatched, error: Exception, usage: Usage, clock: Clock) -> tuple[str, Payload]:
+    about: dict[str, Any] = {"workflow": order.workflow, "step": order.step, "attempt": order.attempt, "usage": usage}
+    if isinstance(error, RateLimited) and error.retry_after_seconds is not None:
+        not_before = clock.now() + timedelta(seconds=error.retry_after_seconds)
+        return "deferred", StepDeferred(**about, deferrals=order.deferrals, not_before=not_before)
+    # What an unknown exception says may be a payload or a secret; its class says enough to look it up in the log.
+    known = isinstance(error, AgentTeamError)
+    info = ErrorInfo(type=type(error).__name__[:100], message=(str(error) if known else "unexpected error; see the log")[:2000])
+    retry_after = error.retry_after_seconds if isinstance(error, Transient) else None
+    return "failed", StepFailed(**about, error=info, permanent=isinstance(error, Permanent), retry_after_seconds=retry_after)

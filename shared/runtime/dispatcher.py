@@ -1,0 +1,133 @@
+"""Carries out what `advance` commands. Whoever calls `advance` (orchestrator, gateway, intake, sweeper) does so through this door."""
+
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from shared.bus import Bus, Message
+from shared.clock import Clock
+from shared.errors import AgentTeamError
+from shared.messages import ErrorInfo, StepDispatched, Usage, WorkflowFinished
+from shared.runtime.sender import Sender
+from shared.state import Command, Event, WorkflowStore
+from shared.telemetry import metrics
+from shared.workflows import decide, render_output
+
+_log = logging.getLogger(__name__)
+
+_COUNTERS = {"SUCCESS": "workflow.succeeded", "FAILED": "workflow.failed", "CANCELLED": "workflow.cancelled"}
+
+
+class Dispatcher:
+    """Events in, messages out: advances the state until nothing is left to decide, and publishes what came of it."""
+
+    def __init__(self, store: WorkflowStore, bus: Bus, sender: Sender, clock: Clock) -> None:
+        self._store = store
+        self._bus = bus
+        self._sender = sender
+        self._clock = clock
+
+    async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
+        """Apply `events`, publish what they lead to, and return the answers that are for the caller: accepted, conflict, ignored.
+
+        `cause` is the id of the message that the events came in, `traceparent` its trace.
+        """
+        answers, messages = await self.decide(events, cause=cause, traceparent=traceparent)
+        if messages:
+            await self._bus.publish(messages)
+        return answers
+
+    async def decide(
+        self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None
+    ) -> tuple[list[Command], list[Message]]:
+        """The same, but leave the publishing to the caller. Retries that are due soon are waited for and published here."""
+        answers: list[Command] = []
+        messages: list[Message] = []
+        later: list[tuple[datetime, Message]] = []
+        pending: Sequence[Event] = events
+        while pending:
+            decided: list[Event] = []
+            for command in await self._store.advance(pending):
+                match command["type"]:
+                    case "dispatch":
+                        self._dispatch(command, decided, messages, later, cause, traceparent)
+                    case "render":
+                        decided.append(render_output(command))
+                    case "finished":
+                        messages.append(self._finished(command, cause, traceparent))
+                    case _:
+                        answers.append(command)
+            pending = decided
+        if later:
+            # What is ready now must not wait for what is not.
+            if messages:
+                await self._bus.publish(messages)
+            messages = await self._wait(later)
+        return answers, messages
+
+    def _dispatch(
+        self,
+        command: Command,
+        decided: list[Event],
+        messages: list[Message],
+        later: list[tuple[datetime, Message]],
+        cause: str | None,
+        traceparent: str | None,
+    ) -> None:
+        decision = decide(command)
+        if not isinstance(decision, StepDispatched):
+            decided.append(decision)
+            return
+        try:
+            message = self._sender.dispatch(decision, cause=cause, traceparent=command["traceparent"] or traceparent)
+        except AgentTeamError as error:  # too large to send: no attempt can change that
+            decided.append(_failed(command, error))
+            return
+        if decision.attempt > 1:
+            metrics.count("step.retried")
+        if command["not_before"] is None:
+            messages.append(message)
+        else:
+            later.append((datetime.fromisoformat(command["not_before"]), message))
+
+    async def _wait(self, later: list[tuple[datetime, Message]]) -> list[Message]:
+        later.sort(key=lambda one: one[0])
+        for due, message in later[:-1]:
+            await self._clock.sleep((due - self._clock.now()).total_seconds())
+            await self._bus.publish([message])
+        due, last = later[-1]
+        await self._clock.sleep((due - self._clock.now()).total_seconds())
+        return [last]
+
+    def _finished(self, command: Command, cause: str | None, traceparent: str | None) -> Message:
+        workflow, status = command["workflow"], command["status"]
+        metrics.count(_COUNTERS[status], workflow=command["name"])
+        metrics.gauge("workflow.execution_ms", command["milliseconds"], workflow=command["name"])
+        _log.info(
+            "workflow %s", status.lower(), extra={"workflowId": workflow, "status": status, "duration": command["milliseconds"]}
+        )
+        error = command["error"]
+        payload: dict[str, Any] = {
+            "workflow": workflow,
+            "name": command["name"],
+            "status": status,
+            "error": None if error is None else ErrorInfo(type=error["type"], message=error["message"]),
+            "usage": Usage(**command["usage"]),
+        }
+        traceparent = command["traceparent"] or traceparent
+        try:
+            return self._sender.finished(WorkflowFinished(**payload, output=command["output"]), cause=cause, traceparent=traceparent)
+        except AgentTeamError:  # the output is over the limit of a message; the state has it
+            return self._sender.finished(WorkflowFinished(**payload), cause=cause, traceparent=traceparent)
+
+
+def _failed(command: Command, error: AgentTeamError) -> Event:
+    return {
+        "type": "step.failed",
+        "workflow": command["workflow"],
+        "step": command["step"],
+        "attempt": command["attempt"],
+        "permanent": True,
+        "error": {"type": error.code, "message": str(error)},
+    }

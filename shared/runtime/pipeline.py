@@ -1,0 +1,140 @@
+"""What happens to every delivery: verify → claim → work → publish → mark → acknowledge.
+
+Nothing is done before the envelope is verified, nothing is done twice while its claim is known, and a delivery is acknowledged only
+after what it led to was published.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from shared.bus import Bus, Delivery, Message, Outcome
+from shared.clock import Clock
+from shared.errors import EnvelopeRejected, Permanent, Transient
+from shared.guards import Done, Idempotency, InFlight, New
+from shared.messages import Envelope, KeyRing, open_envelope
+from shared.telemetry import TraceContext, bind, describe_error, metrics, use_trace
+
+_log = logging.getLogger(__name__)
+
+Work = Callable[[Envelope], Awaitable[Sequence[Message]]]
+"""Does what an envelope asks for and returns what shall be published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """What a pipeline stands on."""
+
+    bus: Bus
+    ring: KeyRing
+    clock: Clock
+    idempotency: Idempotency | None
+    """None switches claims off (`ENABLE_IDEMPOTENCY`)."""
+    max_bytes: int
+    ttl_seconds: float
+    at_most_once: bool = False
+
+
+class Pipeline:
+    """Handles the deliveries of one function.
+
+    `keeps_reply`: the work is dear, so its one message is stored beside the claim before it is published, and a copy that arrives
+    later publishes it again instead of working again. Otherwise the work can be repeated, and only a mark is kept.
+    """
+
+    def __init__(self, link: Link, function: str, work: Work, *, lease_seconds: float, keeps_reply: bool) -> None:
+        self._link = link
+        self._function = function
+        self._work = work
+        self._lease_seconds = link.ttl_seconds if link.at_most_once else lease_seconds
+        self._keeps_reply = keeps_reply
+
+    async def __call__(self, delivery: Delivery) -> Outcome:
+        """What becomes of the delivery. Raises nothing but cancellation."""
+        link = self._link
+        try:
+            envelope = open_envelope(
+                delivery.topic, delivery.data, delivery.attributes, ring=link.ring, now=link.clock.now(), max_bytes=link.max_bytes
+            )
+        except EnvelopeRejected as error:
+            self._reject(delivery, error)
+            return Outcome.ACK
+        trace = TraceContext.parse(envelope.traceparent)
+        with bind(workflowId=envelope.correlationid), use_trace(trace.child() if trace else None):
+            try:
+                return await self._claimed(envelope)
+            except EnvelopeRejected as error:
+                self._reject(delivery, error)
+                return Outcome.ACK
+            except Permanent as error:
+                _log.error("message %s refused", envelope.id, extra={"error": describe_error(error), "status": "refused"})
+                return Outcome.ACK
+            except Exception as error:
+                level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
+                _log.log(level, "message %s will be tried again", envelope.id, extra={"error": describe_error(error), "status": "retry"})
+                return Outcome.RETRY
+
+    async def _claimed(self, envelope: Envelope) -> Outcome:
+        guard = self._link.idempotency
+        if guard is None:
+            await self._publish(await self._work(envelope))
+            return Outcome.ACK
+        key = claim_key(self._function, envelope)
+        claim = await guard.claim(key, lease_seconds=self._lease_seconds, ttl_seconds=self._link.ttl_seconds)
+        match claim:
+            case Done(result):
+                metrics.count("delivery.duplicate")
+                if result is not None:  # stored, but perhaps never published
+                    await self._publish([self._reply(result)])
+                return Outcome.ACK
+            case InFlight():
+                metrics.count("delivery.duplicate")
+                # At most once, a copy of work that began is dropped: the work may be done, or it may be lost.
+                return Outcome.ACK if self._link.at_most_once else Outcome.RETRY
+            case New(token):
+                await self._work_on(envelope, key, token)
+                return Outcome.ACK
+
+    async def _work_on(self, envelope: Envelope, key: str, token: str) -> None:
+        guard = self._link.idempotency
+        assert guard is not None
+        try:
+            messages = await self._work(envelope)
+            if self._keeps_reply and messages:
+                await guard.complete(key, token=token, result=_stored(messages[0]))
+        except BaseException:
+            if not self._link.at_most_once:
+                await guard.release(key, token=token)
+            raise
+        # From here on the work is done: a copy repeats the publishing at most.
+        try:
+            await self._publish(messages)
+        except BaseException:
+            if not self._keeps_reply:
+                await guard.release(key, token=token)
+            raise
+        await guard.complete(key, token=token, result=None)
+
+    async def _publish(self, messages: Sequence[Message]) -> None:
+        if messages:
+            await self._link.bus.publish(messages)
+
+    def _reply(self, result: bytes) -> Message:
+        topic, _, data = result.partition(b"\n")
+        name = topic.decode()
+        return Message(name, data, self._link.ring.sign(name, data))
+
+    def _reject(self, delivery: Delivery, error: EnvelopeRejected) -> None:
+        metrics.count("envelope.rejected", reason=error.reason)
+        _log.warning(
+            "%s", error, extra={"status": "rejected", "reason": error.reason, "subscription": delivery.subscription, "messageId": delivery.message_id}
+        )
+
+
+def claim_key(function: str, envelope: Envelope) -> str:
+    """What `function` claims before it works on `envelope`."""
+    return f"{function}:{envelope.source}#{envelope.id}"
+
+
+def _stored(message: Message) -> bytes:
+    return message.topic.encode() + b"\n" + message.data

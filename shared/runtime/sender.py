@@ -1,0 +1,69 @@
+"""Turns payloads into sealed messages under ids that say what they mean."""
+
+from dataclasses import dataclass
+
+from shared.bus import Message
+from shared.clock import Clock
+from shared.ids import dispatch_id
+from shared.messages import Envelope, KeyRing, Payload, StepDispatched, WorkflowFinished, WorkflowRequested, seal
+
+WORKFLOW_EVENTS = "workflow-events"
+WORKFLOW_REQUESTS = "workflow-requests"
+WORKFLOW_RESULTS = "workflow-results"
+
+
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """Writes the envelopes of one function."""
+
+    function: str
+    ring: KeyRing
+    clock: Clock
+    ttl_seconds: float
+    max_bytes: int
+
+    def message(
+        self, topic: str, payload: Payload, *, id: str, subject: str, workflow: str, cause: str | None = None, traceparent: str | None = None
+    ) -> Message:
+        """A sealed message. Raises InputError when it would be too large."""
+        envelope = Envelope.create(
+            payload,
+            id=id,
+            source_function=self.function,
+            subject=subject,
+            now=self.clock.now(),
+            ttl_seconds=self.ttl_seconds,
+            correlation_id=workflow,
+            causation_id=cause,
+            traceparent=traceparent,
+        )
+        data, attributes = seal(envelope, topic, self.ring, max_bytes=self.max_bytes)
+        return Message(topic, data, attributes)
+
+    def dispatch(self, payload: StepDispatched, *, cause: str | None, traceparent: str | None) -> Message:
+        """The message that starts an attempt, to its agent's topic."""
+        return self.message(
+            f"agent-{payload.agent}",
+            payload,
+            id=dispatch_id(payload.workflow, payload.step, payload.attempt, payload.deferrals),
+            subject=f"{payload.workflow}/{payload.step}",
+            workflow=payload.workflow,
+            cause=cause,
+            traceparent=traceparent,
+        )
+
+    def finished(self, payload: WorkflowFinished, *, cause: str | None, traceparent: str | None) -> Message:
+        """The message that tells of a workflow's end."""
+        return self.message(
+            WORKFLOW_RESULTS,
+            payload,
+            id=f"{payload.workflow}/finished",
+            subject=payload.workflow,
+            workflow=payload.workflow,
+            cause=cause,
+            traceparent=traceparent,
+        )
+
+    def request(self, payload: WorkflowRequested, *, id: str, traceparent: str | None = None) -> Message:
+        """The message that asks for a workflow; the same `id` always asks for the same one."""
+        return self.message(WORKFLOW_REQUESTS, payload, id=id, subject=payload.workflow, workflow=id, traceparent=traceparent)

@@ -1,0 +1,182 @@
+"""Settings → live objects, each opened when it is first used: a cold function loads only what it needs."""
+
+import logging
+import os
+import secrets
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from shared.bus import Bus, open_bus
+from shared.clock import Clock, SystemClock
+from shared.config import Settings, load_settings
+from shared.errors import ConfigurationError
+from shared.guards import Guards, open_guards
+from shared.messages import KeyRing
+from shared.runtime.pipeline import Link
+from shared.runtime.sender import Sender
+from shared.telemetry import configure_logging, redact_values
+
+if TYPE_CHECKING:
+    from shared.ai import Model
+    from shared.runtime.dispatcher import Dispatcher
+    from shared.runtime.spec import FunctionSpec
+    from shared.state import WorkflowStore
+    from shared.workflows import Definition
+
+_log = logging.getLogger(__name__)
+WORKFLOWS = Path(__file__).parents[2] / "workflows"
+
+
+class Runtime:
+    """The live objects of one process. What is passed in is used as it is; the rest is opened as the settings say."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        bus: Bus | None = None,
+        guards: Guards | None = None,
+        store: "WorkflowStore | None" = None,
+        model: "Model | None" = None,
+        workflows: Path = WORKFLOWS,
+    ) -> None:
+        self.settings = settings
+        self.clock: Clock = SystemClock() if clock is None else clock
+        self._workflows = workflows
+        # A cached property looks here before it opens anything.
+        given = {"bus": bus, "guards": guards, "store": store, "model": model}
+        self.__dict__.update({name: value for name, value in given.items() if value is not None})
+
+    @cached_property
+    def ring(self) -> KeyRing:
+        """The keys that sign and verify. Outside production a secret that is not given is made, and kept in AGENT_TEAM_HOME."""
+        settings = self.settings
+        given = settings.comm_hmac_default_secret
+        default = _local_secret(settings.agent_team_home) if given is None else given.get_secret_value()
+        keys = {name: secret.get_secret_value() for name, secret in settings.comm_hmac_keys.items()}
+        return KeyRing(settings.comm_hmac_active_key_id, keys, default=default)
+
+    @cached_property
+    def bus(self) -> Bus:
+        return open_bus(self.settings.agent_bus_provider, self.clock)
+
+    @cached_property
+    def guards(self) -> Guards:
+        return open_guards(self.settings.guards_backend, self.clock)
+
+    @cached_property
+    def store(self) -> "WorkflowStore":
+        from shared.state import WorkflowStore
+        from shared.state.postgres import PostgresCaller
+
+        return WorkflowStore(PostgresCaller(self.database_url), max_running=self.settings.max_concurrent_pipelines)
+
+    @cached_property
+    def database_url(self) -> str:
+        """`DATABASE_URL`, else the embedded database, which is started. Blocks for up to a second then."""
+        if self.settings.database_url is not None:
+            return self.settings.database_url.get_secret_value()
+        from shared.state import embedded
+
+        return embedded.start(self.settings.agent_team_home.resolve() / "postgres")
+
+    @cached_property
+    def model(self) -> "Model":
+        from shared.ai import open_model
+
+        key = self.settings.gemini_api_key
+        return open_model(
+            gemini_api_key=None if key is None else key.get_secret_value(), model=self.settings.ai_model_default, clock=self.clock
+        )
+
+    @cached_property
+    def functions(self) -> "dict[str, FunctionSpec]":
+        """Every function of the project, from its function.yaml."""
+        from shared.runtime.spec import load_functions
+
+        return load_functions()
+
+    @cached_property
+    def definitions(self) -> "dict[str, Definition]":
+        """Every workflow definition of the project."""
+        from shared.workflows import load_definitions
+
+        agents = [name for name, spec in self.functions.items() if spec.is_agent]
+        return load_definitions(self._workflows, agents=agents)
+
+    @cached_property
+    def link(self) -> Link:
+        """What every pipeline stands on."""
+        settings = self.settings
+        return Link(
+            bus=self.bus,
+            ring=self.ring,
+            clock=self.clock,
+            idempotency=self.guards.idempotency if settings.enable_idempotency else None,
+            max_bytes=settings.max_payload_bytes,
+            ttl_seconds=settings.comm_idempotency_ttl_sec,
+            at_most_once=settings.comm_qos == "at-most-once",
+        )
+
+    def sender(self, function: str) -> Sender:
+        """Writes the envelopes of `function`."""
+        settings = self.settings
+        return Sender(
+            function=function,
+            ring=self.ring,
+            clock=self.clock,
+            ttl_seconds=settings.comm_idempotency_ttl_sec,
+            max_bytes=settings.max_payload_bytes,
+        )
+
+    def dispatcher(self, function: str) -> "Dispatcher":
+        """The door to the state, for `function`."""
+        from shared.runtime.dispatcher import Dispatcher
+
+        return Dispatcher(self.store, self.bus, self.sender(function), self.clock)
+
+    @property
+    def max_retries(self) -> int:
+        """Retries of a step that does not say."""
+        return self.settings.orch_max_retries if self.settings.enable_retry_logic else 0
+
+    async def close(self) -> None:
+        """Free what was opened; handlers in progress end first."""
+        for name in ("bus", "store"):
+            if name in self.__dict__:
+                await getattr(self, name).close()
+
+
+_runtime: Runtime | None = None
+
+
+def runtime() -> Runtime:
+    """The runtime of this process, from the environment. Raises ConfigurationError that lists every mistake."""
+    global _runtime
+    if _runtime is None:
+        settings = load_settings()
+        redact_values(*settings.secret_values())
+        configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
+        _runtime = Runtime(settings)
+    return _runtime
+
+
+def _local_secret(home: Path) -> str:
+    """The secret of this machine's platform, made on first use and readable by its owner alone."""
+    file = home / "hmac-secret"
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            return file.read_text(encoding="ascii")
+        with os.fdopen(descriptor, "w", encoding="ascii") as new:
+            secret = secrets.token_urlsafe(48)
+            new.write(secret)
+        return secret
+    except OSError as error:
+        raise ConfigurationError(
+            f"{home} cannot be written ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"
+        ) from error
