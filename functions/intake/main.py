@@ -10,7 +10,7 @@ from shared.bus import Delivery, Handler, Message, Outcome
 from shared.errors import EnvelopeRejected, Permanent
 from shared.ids import workflow_id_for
 from shared.messages import Envelope, WorkflowRequested
-from shared.runtime import Handlers, Runtime, on_messages, pipeline
+from shared.runtime import Handlers, Runtime, on_messages, worker
 from shared.runtime.requests import request_event
 from shared.telemetry import describe_error, metrics
 
@@ -46,7 +46,7 @@ def _handlers(live: Runtime) -> Handlers:
         return Outcome.ACK
 
     schedules: Handler = scheduled
-    return {"workflow-requests": pipeline(live, "intake", requested), "workflow-schedules": schedules}
+    return {"workflow-requests": worker(live, "intake", requested), "workflow-schedules": schedules}
 
 
 intake = on_messages(__file__, _handlers)

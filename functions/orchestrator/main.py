@@ -6,7 +6,7 @@ from typing import Any
 from shared.bus import Message
 from shared.errors import EnvelopeRejected, InputError
 from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
-from shared.runtime import Handlers, Runtime, on_messages, pipeline
+from shared.runtime import Handlers, Runtime, on_messages, worker
 from shared.workflows import spawned
 
 
@@ -35,7 +35,7 @@ def _handlers(live: Runtime) -> Handlers:
         _, messages = await dispatcher.decide([_event(envelope)], cause=envelope.id, traceparent=envelope.traceparent)
         return messages
 
-    return {"workflow-events": pipeline(live, "orchestrator", work)}
+    return {"workflow-events": worker(live, "orchestrator", work)}
 
 
 orchestrator = on_messages(__file__, _handlers)

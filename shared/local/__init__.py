@@ -1,1 +1,5 @@
-"""TODO"""
+"""The whole platform in one process."""
+
+from shared.local.platform import Platform, open_platform
+
+__all__ = ["Platform", "open_platform"]

@@ -2,7 +2,7 @@
 
 from shared.ai import Prompt
 from shared.runtime.contract import Result, Run, Task, Team
-from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, pipeline
+from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
 from shared.runtime.wiring import Runtime, runtime
 
 __all__ = [
@@ -18,6 +18,6 @@ __all__ = [
     "load",
     "on_http",
     "on_messages",
-    "pipeline",
     "runtime",
+    "worker",
 ]

@@ -56,7 +56,7 @@ def on_http(file: str, app: Callable[[Runtime], ASGIApp]) -> HttpFunction:
     return _entry(Function(Path(file).parent.name, lambda _live: {}, app))
 
 
-def pipeline(live: Runtime, function: str, work: Work) -> Pipeline:
+def worker(live: Runtime, function: str, work: Work) -> Pipeline:
     """A pipeline for work that can be repeated: nothing is kept but the mark that it is done."""
     return Pipeline(live.link, function, work, lease_seconds=live.functions[function].ack_deadline_seconds, keeps_reply=False)
 
@@ -74,7 +74,7 @@ def load(name: str) -> Function:
 
 def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
     from shared.ai import load_prompt
-    from shared.runtime.agent import AgentWork, ModelSettings, answer_prompt
+    from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
     from shared.runtime.spec import load_function
 
     prompt_file = folder / "prompt.md"

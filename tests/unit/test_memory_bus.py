@@ -39,7 +39,7 @@ async def settle() -> None:
 
 
 def bus_tasks() -> set[asyncio.Task[object]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 class Gate:
@@ -58,6 +58,7 @@ async def test_a_late_ack_settles_a_message_that_waits_to_be_delivered_again() -
     bus = MemoryBus(clock)
     await bus.subscribe(WORKER, gate)
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(11)
     assert bus.depth("worker") == 1
 
@@ -74,6 +75,7 @@ async def test_a_late_ack_settles_a_message_that_is_being_delivered_again() -> N
     bus = MemoryBus(clock)
     await bus.subscribe(WORKER, gate)
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(12)
     assert len(gate.waiting) == 2
 
@@ -92,6 +94,7 @@ async def test_a_late_retry_adds_no_delivery_of_its_own() -> None:
     bus = MemoryBus(clock)
     await bus.subscribe(WORKER, gate)
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(12)
 
     gate.waiting[0].set_result(Outcome.RETRY)
@@ -114,6 +117,7 @@ async def test_a_hanging_handler_blocks_only_itself_and_ends_as_a_dead_letter() 
     await bus.subscribe(replace(WORKER, concurrency=1, max_attempts=2, dead_letter_topic="dead"), gate)
     await bus.subscribe(Subscription("graveyard", "dead"), bury)
     await bus.publish(numbered(2))
+    await settle()
     await clock.advance(10)
     assert len(gate.waiting) == 2, "the second message has the place of the overdue one"
     gate.waiting[1].set_result(Outcome.ACK)
@@ -133,6 +137,7 @@ async def test_a_message_acknowledged_while_it_queues_again_is_not_delivered() -
     bus = MemoryBus(clock)
     await bus.subscribe(replace(WORKER, concurrency=1, ack_deadline_seconds=10), gate)
     await bus.publish(numbered(2))
+    await settle()
     await clock.advance(13)  # message 0 is overdue and queues again behind message 1
     gate.waiting[0].set_result(Outcome.ACK)
     await settle()
@@ -175,6 +180,7 @@ async def test_a_handler_that_is_cancelled_gets_its_message_again() -> None:
 
     await bus.subscribe(WORKER, cancelled_once)
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(3)
     await bus.idle()
 
@@ -201,6 +207,7 @@ async def test_a_missed_deadline_is_logged(caplog: pytest.LogCaptureFixture) -> 
     bus = MemoryBus(clock)
     await bus.subscribe(WORKER, Gate())
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(10)
 
     assert caplog.messages == ["the handler of worker missed the deadline of message 1, attempt 1"]
@@ -219,6 +226,7 @@ async def test_without_a_dead_letter_topic_a_message_comes_again_until_its_reten
 
     await bus.subscribe(Subscription("worker", "tasks", max_attempts=2, min_backoff_seconds=600), handler)
     await bus.publish(numbered(1))
+    await settle()
     await clock.advance(6 * 86_400)
     assert (len(attempts) > 100, bus.depth("worker")) == (True, 1)
     await clock.advance(2 * 86_400)
@@ -356,6 +364,7 @@ async def test_close_cancels_handlers_that_do_not_finish_within_the_grace_period
     bus = MemoryBus(clock, grace_seconds=5)
     await bus.subscribe(WORKER, gate)
     await bus.publish(numbered(2))
+    await settle()
     await clock.advance(11)  # two of the handlers are overdue
     closing = asyncio.create_task(bus.close())
     await clock.advance(4)
@@ -426,6 +435,7 @@ async def order_under(chaos: Chaos, count: int = 100, *, concurrency: int = 8) -
 
     await bus.subscribe(replace(WORKER, concurrency=concurrency), handler)
     await bus.publish(numbered(count))
+    await settle()
     await clock.advance(60)
     await asyncio.wait_for(bus.idle(), 5)
     return arrived
@@ -436,7 +446,7 @@ async def test_chaos_delivers_every_message_as_often_as_told() -> None:
 
 
 async def test_chaos_delivers_some_messages_twice() -> None:
-    copies = Counter((await order_under(Chaos(1, duplicate_probability=0.5))))
+    copies = Counter(await order_under(Chaos(1, duplicate_probability=0.5)))
 
     assert set(copies) == {m.data for m in numbered(100)}
     assert 20 < sum(count == 2 for count in copies.values()) < 80

@@ -30,8 +30,8 @@ STOPWORDS = frozenset(_SAY_NOTHING.split())
 
 _HEDGES = re.compile(
     r"\b(?:probably|perhaps|maybe|possibly|presumably|apparently|allegedly|unclear|unknown|unconfirmed|uncertain|tbd|"
-    r"assum(?:e|es|ed|ing)|guess(?:ed)?|suspect(?:s|ed)?|seem(?:s|ed)?|might|may|roughly|we think|we believe|we hope|not sure|"
-    r"vermutlich|wahrscheinlich|vielleicht|unklar|angeblich|peut-être|probablement|quizás|probablemente)\b",
+    r"assum(?:e|es|ed|ing)|guess(?:ed)?|suspect(?:s|ed)?|seem(?:s|ed)?|might|(?-i:may)|roughly|we think|we believe|we hope|"
+    r"not sure|vermutlich|wahrscheinlich|vielleicht|unklar|angeblich|peut-être|probablement|quizás|probablemente)\b",
     re.IGNORECASE,
 )
 _FIGURE = re.compile(
@@ -39,7 +39,8 @@ _FIGURE = re.compile(
     r"\d[\d.,:]*(?<![.,:])(?:\s?%|\s?(?:ms|s|h|km|kg|MB|GB)\b|(?<!:\d\d)(?<!\d\.\d)\s+[a-zß-ÿ]{3,})?|"
     r"(?i:two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fourteen|fifteen|sixteen|twenty|thirty|forty|fifty|sixty|"
     r"hundred)\s+[a-z]{3,}|"
-    r"(?:January|February|March|April|June|July|August|September|October|November|December)\b(?:\s\d{4})?)"
+    r"(?:January|February|March|April|June|July|August|September|October|November|December)\b(?:\s\d{4})?|"
+    r"May\s\d{4})"
 )
 _WORD = re.compile(r"\w+(?:[-'’.]\w+)*")
 _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")

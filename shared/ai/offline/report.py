@@ -47,7 +47,7 @@ def _drafted(plan: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], tit
         fresh = [one for one in claims if _key(str(one["claim"])) not in said and not _contained(str(one["claim"]), summary)]
         said.update(_key(str(one["claim"])) for one in fresh)
         lines = _bullets(_claim(one) for one in fresh)
-        missing = [str(gap) for gap in found.get("gaps") or ()]
+        missing = _strings(found.get("gaps"))
         gaps.extend(missing)
         # What the summary answers, and what only leads to further questions, needs no section of its own.
         if lines or not (claims or missing):
@@ -60,7 +60,7 @@ def _drafted(plan: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], tit
 def _revised(draft: str, verdict: Mapping[str, Any]) -> str:
     """The draft with its open questions and the verdict's changes gathered into one list, and the verdict at its end."""
     body, asked = _split_off(without_notice(draft).strip(), OPEN_QUESTIONS)
-    changes = [str(change) for change in verdict.get("changes") or ()]
+    changes = _strings(verdict.get("changes"))
     points = _unique([*asked, *(change for change in changes if not any(_contained(question, change) for question in asked))])
     parts = [body] + ([f"## {OPEN_POINTS}\n\n{_bullets(points)}"] if points else [])
     if verdict:
@@ -78,7 +78,7 @@ def _verdict(verdict: Mapping[str, Any], said: Sequence[str]) -> Iterator[str]:
     rated = f" ({_number(scores['for'])} for, {_number(scores['against'])} against)" if {"for", "against"} <= scores.keys() else ""
     yield f"{outcome}{rated}."
     known = {_key(point) for point in said}
-    reasons = [str(reason) for reason in verdict.get("reasons") or () if _key(str(reason)) not in known]
+    reasons = [reason for reason in _strings(verdict.get("reasons")) if _key(reason) not in known]
     reasons = [reason for reason in reasons if not any(_contained(point, reason) for point in said)]
     if reasons:
         yield "What decided it:"
@@ -149,6 +149,10 @@ def _number(value: Any) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _strings(value: Any) -> list[str]:
+    return [str(one) for one in value] if isinstance(value, list) else []
 
 
 def _mappings(value: Any) -> list[Mapping[str, Any]]:

@@ -1,0 +1,122 @@
+"""The whole platform in one process: the same functions, the same SQL and the same messages as in the cloud.
+
+Every function is joined to an in-memory bus. The state is durable: what was submitted goes on after a crash, at once, since with a
+bus inside the process nobody else can be working on it.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from shared.config import Settings
+from shared.errors import AgentTeamError, ConfigurationError, Conflict
+from shared.ids import workflow_id
+from shared.local.home import Home
+from shared.messages import WorkflowRequested
+from shared.runtime import Runtime, load
+from shared.runtime.dispatcher import Dispatcher
+from shared.runtime.requests import request_event
+from shared.telemetry import TraceContext
+
+_log = logging.getLogger(__name__)
+_SWEEP_SECONDS = 1.0
+_FOLLOW_SECONDS = 0.05
+_ENDINGS = ("workflow.succeeded", "workflow.failed", "workflow.cancelled")
+
+
+class Platform:
+    """A running platform. Open one with `open_platform`."""
+
+    def __init__(self, runtime: Runtime, unfinished: list[str]) -> None:
+        self.runtime = runtime
+        self.unfinished = unfinished
+        """Workflows that an earlier process left unfinished, newest first; they go on."""
+        self._dispatcher: Dispatcher = runtime.dispatcher("local")
+
+    async def submit(self, wanted: WorkflowRequested, *, request_key: str | None = None) -> str:
+        """Start a workflow and return its id; it is durable by then.
+
+        Raises InputError for a workflow that is not there or does not take the input, Conflict when `request_key` was used for
+        another request.
+        """
+        event = request_event(
+            self.runtime,
+            wanted,
+            workflow=workflow_id(self.runtime.clock.now()),
+            request_key=request_key,
+            traceparent=TraceContext.new().header,
+        )
+        for answer in await self._dispatcher.apply([event]):
+            if answer["type"] == "accepted":
+                return str(answer["workflow"])
+        raise Conflict(f"the request key {request_key!r} was used for another request")
+
+    async def follow(self, workflow: str, *, after: int = 0) -> AsyncIterator[dict[str, Any]]:
+        """The workflow's history entries as they are written, from entry `after` on, until it has ended."""
+        while True:
+            for entry in await self.runtime.store.history(workflow, after=after):
+                after = entry["seq"]
+                yield entry
+                if entry["type"] in _ENDINGS:
+                    return
+            await self.runtime.clock.sleep(_FOLLOW_SECONDS)
+
+
+@asynccontextmanager
+async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -> AsyncIterator[Platform]:
+    """Start everything, yield, and end it in order: handlers in progress finish, the database stops last.
+
+    `runtime` replaces the one that the settings describe, for tests. Raises ConfigurationError for whatever is not as it must be.
+    """
+    if settings.agent_bus_provider != "memory":
+        raise ConfigurationError(
+            f"AGENT_BUS_PROVIDER is {settings.agent_bus_provider}; the platform in one process needs memory, so unset it"
+        )
+    home = Home(settings.agent_team_home)
+    live = Runtime(settings) if runtime is None else runtime
+    try:
+        await _prepare_database(live)
+        await _join_functions(live)
+        left_over = [one["id"] for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
+        await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
+        sweeping = asyncio.create_task(_sweep(live))
+        try:
+            yield Platform(live, left_over)
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+    finally:
+        await live.close()
+        home.release()
+
+
+async def _prepare_database(live: Runtime) -> None:
+    from shared.state import embedded, migrations
+
+    dsn = await asyncio.to_thread(lambda: live.database_url)
+    if live.settings.database_url is None:
+        await embedded.evict_others(dsn)
+        await migrations.migrate(dsn)
+    elif await migrations.missing(dsn):
+        raise ConfigurationError("the database that DATABASE_URL names does not have the platform's schema; run `agent-team migrate`")
+
+
+async def _join_functions(live: Runtime) -> None:
+    assert live.definitions is not None  # a mistake in a definition is told before anything runs
+    for name, spec in live.functions.items():
+        handlers = load(name).handlers(live)
+        for subscription in spec.subscriptions():
+            await live.bus.subscribe(subscription, handlers[subscription.topic])
+
+
+async def _sweep(live: Runtime) -> None:
+    """What the sweeper function does every minute in the cloud."""
+    dispatcher = live.dispatcher("sweeper")
+    while True:
+        await live.clock.sleep(_SWEEP_SECONDS)
+        try:
+            await dispatcher.apply([{"type": "tick"}])
+        except AgentTeamError as error:
+            _log.warning("sweep failed: %s", error)
