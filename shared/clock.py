@@ -67,6 +67,7 @@ class ManualClock:
 
     async def advance(self, seconds: float) -> None:
         """Move time forward, waking each sleeper at its own moment, and let the woken tasks run."""
+        await _let_others_run()  # tasks that have just been started get to their sleep
         target = self._elapsed + seconds
         while self._sleepers and self._sleepers[0][0] <= target:
             due, _, woken = heapq.heappop(self._sleepers)

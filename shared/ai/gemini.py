@@ -78,7 +78,7 @@ class GeminiModel:
         from google.genai import errors
 
         try:
-            async with asyncio.timeout(None):
+            async with asyncio.timeout(request.timeout_seconds):
                 response = await client.aio.models.generate_content(
                     model=self._model, contents=request.prompt, config=_config(request)
                 )

@@ -300,7 +300,6 @@ class MemoryBus:
         while (due := self._next_due()) < inf:
             self._wakes_at = due
             await self._clock.sleep(due - self._clock.monotonic())
-            self._wakes_at = -inf  # what is started now must not replace this very task: it looks again by itself
             self._act_on_time()
         self._wakes_at = inf
         self._timer = None

@@ -49,7 +49,7 @@ class _Shelf(Generic[_R]):
         self._records[key] = record
         due = self._due
         for _ in range(_FORGOTTEN_PER_WRITE):
-            if due[0][0] > now:
+            if not due or due[0][0] > now:
                 return
             self._forget_or_keep(due[0][1], now)
 

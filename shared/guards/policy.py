@@ -115,7 +115,7 @@ class Circuit(NamedTuple):
 
     state: BreakerState = "CLOSED"
     streak: int = 0
-    """CLOSED: consecutive failures. HALF_OPEN: consecutive successes."""
+    """CLOSED: consecutive failures. HALF_OPEN: consecutive successes. OPEN: 0."""
     until: float = 0.0
     """OPEN: the end of the pause. HALF_OPEN: the end of the probe's lease, 0 when no probe is under way."""
 
@@ -127,8 +127,7 @@ def permit(circuit: Circuit, now: float, rules: BreakerRules) -> tuple[float | N
     if now < circuit.until - _SLACK_SECONDS:
         # The probe may well report before its lease ends; nobody should wait longer for it than for an open breaker.
         return min(circuit.until - now, rules.pause_seconds), circuit
-    successes = circuit.streak if circuit.state == "HALF_OPEN" else 0
-    return None, Circuit("HALF_OPEN", successes, now + rules.probe_seconds)
+    return None, Circuit("HALF_OPEN", circuit.streak, now + rules.probe_seconds)
 
 
 def report(circuit: Circuit, now: float, rules: BreakerRules, *, success: bool) -> Circuit:

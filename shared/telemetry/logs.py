@@ -73,6 +73,9 @@ def configure_logging(
         root.removeHandler(previous)
     root.addHandler(handler)
     root.setLevel(_LEVELS[settings_level])
+    # No line shows them, and working them out costs as much as writing it: https://docs.python.org/3/howto/logging.html#optimization
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None
     for name in _TALKATIVE:
         logging.getLogger(name).setLevel(max(_LEVELS[settings_level], logging.WARNING))
     return handler

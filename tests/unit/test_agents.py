@@ -166,7 +166,9 @@ async def test_the_writer_revises_by_the_verdict() -> None:
         "dissent": "Short.",
         "changes": ["Say who."],
     }
-    final = await ask("writer", {"draft": {"title": "T", "summary": "S.", "text": "# T\n\nS."}, "verdict": verdict})
+    team = colleagues("writer", {"draft": {"title": "T", "summary": "S.", "text": "# T\n\nS."}, "verdict": verdict})
+    final = await work("writer", team)
+    assert team.asked[0]["values"]["stage"] == "final"
     assert (final["title"], final["summary"]) == ("T", "S.")
     assert "## Open points\n\n- Say who.\n" in final["text"]
     assert "The debate went against the report; the open points above come first (0.20 for, 0.90 against)." in final["text"]

@@ -32,6 +32,7 @@ def command(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "agent": "writer",
         "spec": spec,
         "upstream": {},
+        "timeout_seconds": 300.0,
         "deadline": "2026-01-01T00:05:00+00:00",
         "not_before": None,
         "remaining": {"tokens": 10, "cost_microdollars": None},

@@ -245,6 +245,11 @@ async def test_the_delay_that_the_server_asks_for_is_handed_on(
             "cut off at 77 output tokens (thinking included); raise AI_MAX_TOKENS",
         ),
         (said("", "MALFORMED_RESPONSE"), ModelUnavailable, "broke off its answer (MALFORMED_RESPONSE)"),
+        (
+            {"candidates": [{**said('{"ti')["candidates"][0], "finishReason": "CONTINUATION", "continuationToken": "abc"}]},
+            OutputInvalid,
+            "cut off at 77 output tokens",
+        ),
         ({"candidates": []}, OutputInvalid, "holds no candidate"),
         ({"candidates": [{"content": {"parts": []}, "finishReason": "STOP"}]}, OutputInvalid, "holds no text"),
         ({"candidates": [{"finishReason": "STOP"}]}, OutputInvalid, "holds no text"),
@@ -260,6 +265,7 @@ async def test_an_answer_that_cannot_be_used_is_an_error(
     raised = await error(model)
     assert type(raised) is kind
     assert message in str(raised)
+    assert len(server.received) == 1, "the client must not go on by itself"
 
 
 @pytest.mark.parametrize("body", [b'{"candidates": [{"content"', b"the payload", b'{"candidates": 7}'])

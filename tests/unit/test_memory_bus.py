@@ -82,6 +82,7 @@ async def test_a_late_ack_settles_a_message_that_is_being_delivered_again() -> N
     gate.waiting[0].set_result(Outcome.ACK)
     await settle()
     assert bus.depth("worker") == 0
+    await clock.advance(20)  # the second handler misses its deadline too, but the message is settled
     gate.waiting[1].set_result(Outcome.RETRY)
     await bus.idle()
     await clock.advance(100)
@@ -98,6 +99,9 @@ async def test_a_late_retry_adds_no_delivery_of_its_own() -> None:
     await clock.advance(12)
 
     gate.waiting[0].set_result(Outcome.RETRY)
+    await settle()
+    await clock.advance(9)  # long enough for a backoff, not for the second deadline
+    assert len(gate.waiting) == 2
     gate.waiting[1].set_result(Outcome.ACK)
     await bus.idle()
     await clock.advance(100)
@@ -125,11 +129,13 @@ async def test_a_hanging_handler_blocks_only_itself_and_ends_as_a_dead_letter() 
 
     assert [letter.data for letter in letters] == [b"0"]
     assert bus.published == {"tasks": 2, "dead": 1}
-    assert not asyncio.ensure_future(bus.idle()).done(), "handlers that hang still run"
+    idle = asyncio.create_task(bus.idle())
+    await settle()
+    assert not idle.done(), "handlers that hang still run"
     for waiting in gate.waiting:
         if not waiting.done():
             waiting.set_result(Outcome.ACK)
-    await bus.idle()
+    await idle
 
 
 async def test_a_message_acknowledged_while_it_queues_again_is_not_delivered() -> None:
@@ -367,6 +373,7 @@ async def test_close_cancels_handlers_that_do_not_finish_within_the_grace_period
     await settle()
     await clock.advance(11)  # two of the handlers are overdue
     closing = asyncio.create_task(bus.close())
+    await settle()
     await clock.advance(4)
     assert not closing.done()
 

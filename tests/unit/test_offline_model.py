@@ -267,6 +267,33 @@ async def test_gaps_are_the_open_questions_and_what_is_not_mentioned() -> None:
     assert await answer("gaps", TEXTS, {"brief": "Who pays? The town pays."}) == ["Who pays?"]
 
 
+async def test_what_two_colleagues_found_is_said_once_and_doubt_is_marked() -> None:
+    plan = {
+        "title": "T",
+        "summary": "All is lost.",
+        "questions": ["Q1", "Q2", "Q3", "Q4"],
+        "sections": ["One", "Two", "Three", "Four"],
+    }
+    found = [
+        {
+            "question": "Q1",
+            "findings": [{"claim": "The pump broke", "confidence": 0.9}, {"claim": "All is lost."}],
+            "gaps": ["Who?"],
+        },
+        {
+            "question": "Q2",
+            "findings": [{"claim": "The pump broke."}, {"claim": "It rained.", "confidence": 0.3}],
+            "gaps": ["Who?"],
+        },
+        {"question": "Q3", "findings": [], "gaps": ["When?"]},
+        {"question": "Q4", "findings": [], "gaps": []},
+    ]
+    assert (await answer("text", TEXT, {"plan": plan, "findings": found})).startswith(
+        "# T\n\nAll is lost.\n\n## One\n\n- The pump broke.\n\n## Two\n\n- It rained. *(uncertain)*\n\n"
+        "## Four\n\nThe material says nothing about this.\n\n## Open questions\n\n- Who?\n- When?\n\n---\n\n*Written offline"
+    )
+
+
 async def test_lists_are_filled_by_name() -> None:
     assert "checkout" in [
         word.casefold() for word in await answer("keywords", {"type": "array", "maxItems": 20}, {"brief": INCIDENT})

@@ -1,0 +1,52 @@
+# Needs a Python >= 3.11 and its package index, nothing else.
+PYTHON ?= python3
+BRIEF  ?= examples/incident-notes.md
+PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes
+
+.PHONY: run serve setup setup-dev test check bench requirements clean
+
+run: setup  ## Run a brief through the team, print progress and the report.
+	@./agent-team run report --input "$(BRIEF)"
+
+serve: setup  ## The whole platform on 127.0.0.1:8080.
+	@./agent-team serve
+
+test: setup-dev  ## The whole test suite, with coverage.
+	@rm -f .coverage .coverage.*
+	.venv/bin/python -m coverage run -m pytest
+	@.venv/bin/python -m coverage combine --quiet
+	.venv/bin/python -m coverage report --fail-under=90
+
+check: setup-dev  ## Lint, format, types, floors.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+
+bench: setup-dev  ## The benchmark: a table, and JSON in bench/results/.
+	@.venv/bin/python -m bench
+
+setup: .venv/.setup
+setup-dev: .venv/.setup-dev
+
+.venv/.setup: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; install a newer one and say make PYTHON=/path/to/python3" >&2; exit 2; }
+	@echo "Setting up .venv (once, about half a minute) ..."
+	@$(PYTHON) -m venv --clear .venv
+	@$(PIP) -r requirements.txt
+	@touch $@
+
+.venv/.setup-dev: requirements-dev.txt .venv/.setup
+	@echo "Installing the development tools ..."
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
+
+requirements: setup-dev  ## Compile the pinned requirements from pyproject.toml.
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make requirements" -o requirements.txt pyproject.toml
+	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev \
+		--constraint requirements.txt --custom-compile-command "make requirements" -o requirements-dev.txt pyproject.toml
+
+clean:  ## Remove what setup and tests made; the platform's data stays.
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -1,0 +1,204 @@
+"""What shared.guards.base.RateLimiter promises, of every back end."""
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shared.errors import ConfigurationError, RateLimited
+
+from .harness import GuardsBackend, GuardsRig
+
+
+async def reserve(
+    rig: GuardsRig, bucket: str = "b", *, rate: float = 1.0, burst: float = 5.0, cost: float = 1.0, max_wait: float | None = None
+) -> float:
+    """The wait in seconds of the suite; `rate` is per such second."""
+    wait = await rig.guards.limiter.reserve(
+        bucket,
+        rate=rate / rig.time.of(1),
+        burst=burst,
+        cost=cost,
+        max_wait_seconds=None if max_wait is None else rig.time.of(max_wait),
+    )
+    return wait / rig.time.of(1)
+
+
+def about(rig: GuardsRig, seconds: float) -> object:
+    """Equal where time stands still between two calls, near otherwise."""
+    return pytest.approx(seconds, abs=1e-5 if rig.abilities.moves_clock else 0.5)
+
+
+async def test_a_burst_passes_at_once_and_then_everybody_waits_one_interval_longer(guards_rig: GuardsRig) -> None:
+    waits = [await reserve(guards_rig, rate=2, burst=3) for _ in range(6)]
+
+    assert waits == [0, 0, 0, about(guards_rig, 0.5), about(guards_rig, 1.0), about(guards_rig, 1.5)]
+
+
+async def test_fifty_callers_at_once_get_one_place_each_in_the_schedule(guards_rig: GuardsRig) -> None:
+    waits = sorted(await asyncio.gather(*(reserve(guards_rig, rate=1, burst=5) for _ in range(50))))
+
+    assert waits[:5] == [0] * 5
+    assert waits[5:] == [about(guards_rig, n) for n in range(1, 46)]
+
+
+async def test_the_bucket_refills_at_its_rate_and_never_above_its_burst(guards_rig: GuardsRig) -> None:
+    for _ in range(5):
+        await reserve(guards_rig)
+    await guards_rig.time.pass_by(2)
+    assert [await reserve(guards_rig) for _ in range(3)] == [0, 0, about(guards_rig, 1)]
+
+    await guards_rig.time.pass_by(1000)
+    assert [await reserve(guards_rig) for _ in range(6)] == [0] * 5 + [about(guards_rig, 1)]
+
+
+async def test_whoever_waited_as_told_is_through(guards_rig: GuardsRig) -> None:
+    for _ in range(5):
+        await reserve(guards_rig, rate=3)
+    with pytest.raises(RateLimited) as refused:
+        await reserve(guards_rig, rate=3, max_wait=0)
+    assert refused.value.retry_after_seconds is not None
+
+    await guards_rig.time.pass_by(refused.value.retry_after_seconds / guards_rig.time.of(1))
+
+    assert await reserve(guards_rig, rate=3, max_wait=0) == 0
+
+
+async def test_a_refusal_takes_nothing_and_says_when(guards_rig: GuardsRig) -> None:
+    await reserve(guards_rig, cost=5)
+    for _ in range(10):
+        with pytest.raises(RateLimited, match="rate limit b") as refused:
+            await reserve(guards_rig, cost=4, max_wait=3)
+        assert refused.value.retry_after_seconds == about(guards_rig, guards_rig.time.of(4))
+
+    assert await reserve(guards_rig, cost=1, max_wait=3) == about(guards_rig, 1)
+
+
+async def test_a_wait_as_long_as_allowed_is_allowed(guards_rig: GuardsRig) -> None:
+    await reserve(guards_rig, cost=5)
+
+    assert await reserve(guards_rig, cost=3, max_wait=3) == about(guards_rig, 3)
+
+
+async def test_first_come_first_served_small_costs_do_not_overtake(guards_rig: GuardsRig) -> None:
+    waits = [await reserve(guards_rig, cost=cost) for cost in (5, 4, 1, 0, 3)]
+
+    assert waits == [0, *(about(guards_rig, n) for n in (4, 5, 5, 8))]
+
+
+async def test_a_cost_above_the_burst_waits_until_as_much_has_flowed_in(guards_rig: GuardsRig) -> None:
+    assert await reserve(guards_rig, burst=5, cost=12) == about(guards_rig, 7)
+    assert await reserve(guards_rig, burst=5, cost=1) == about(guards_rig, 8)
+
+
+async def test_a_penalty_holds_everybody_back_and_ends_without_a_burst(guards_rig: GuardsRig) -> None:
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(10))
+
+    assert [await reserve(guards_rig) for _ in range(3)] == [about(guards_rig, n) for n in (10, 11, 12)]
+    with pytest.raises(RateLimited):
+        await reserve(guards_rig, max_wait=5)
+
+
+async def test_a_penalty_that_nobody_felt_is_forgotten_when_it_ends(guards_rig: GuardsRig) -> None:
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(3))
+    await guards_rig.time.pass_by(4)
+
+    assert [await reserve(guards_rig) for _ in range(5)] == [0] * 5
+
+
+async def test_a_shorter_penalty_does_not_end_a_longer_one(guards_rig: GuardsRig) -> None:
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(10))
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(2))
+
+    assert await reserve(guards_rig) == about(guards_rig, 10)
+
+
+async def test_a_penalty_does_not_shorten_the_wait_that_is_due_anyway(guards_rig: GuardsRig) -> None:
+    await reserve(guards_rig, cost=25)
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(3))
+
+    assert await reserve(guards_rig) == about(guards_rig, 21)
+
+
+async def test_what_happens_to_one_bucket_leaves_the_others_untouched(guards_rig: GuardsRig) -> None:
+    await reserve(guards_rig, "b", cost=100)
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(100))
+
+    assert await reserve(guards_rig, "other") == 0
+
+
+@pytest.mark.parametrize(("rate", "burst", "cost"), [(0, 5, 1), (-1, 5, 1), (1, 0, 1), (1, 5, -1), (float("nan"), 5, 1)])
+async def test_a_limit_that_cannot_be_kept_is_refused(guards_rig: GuardsRig, rate: float, burst: float, cost: float) -> None:
+    with pytest.raises(ConfigurationError, match="rate"):
+        await reserve(guards_rig, rate=rate, burst=burst, cost=cost)
+
+
+class ModelBucket:
+    """A level that is filled up whenever somebody looks: what a virtual schedule must be equal to. Penalties left out."""
+
+    def __init__(self, rate: float, burst: float) -> None:
+        self.rate, self.burst, self.level = rate, burst, burst
+
+    def pass_by(self, seconds: float) -> None:
+        self.level = min(self.burst, self.level + seconds * self.rate)
+
+    def reserve(self, cost: float, max_wait: float | None) -> float | None:
+        wait = max(0.0, (cost - self.level) / self.rate)
+        if max_wait is not None and wait > max_wait + 1e-6:
+            return None
+        self.level -= cost
+        return wait
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("reserve"), st.integers(0, 8), st.sampled_from([None, 0, 1, 3, 10])),
+        st.tuples(st.just("wait"), st.integers(1, 10), st.none()),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from([0.25, 1.0, 4.0]), st.integers(1, 6), STEPS)
+async def test_any_sequence_of_calls_waits_as_the_model_does(
+    guards_backend: GuardsBackend, rate: float, burst: int, steps: list[tuple[str, int, float | None]]
+) -> None:
+    async with guards_backend.rig() as rig:
+        model = ModelBucket(rate, burst)
+        for what, number, max_wait in steps:
+            if what == "wait":
+                if rig.abilities.moves_clock:
+                    await rig.time.pass_by(number)
+                    model.pass_by(number)
+                continue
+            limit = max_wait if rig.abilities.moves_clock else None
+            expected = model.reserve(number, limit)
+            try:
+                wait: float | None = await reserve(rig, rate=rate, burst=burst, cost=number, max_wait=limit)
+            except RateLimited:
+                wait = None
+            assert (wait is None) == (expected is None)
+            if wait is not None and expected is not None:
+                assert wait == about(rig, expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.integers(0, 4)), min_size=2, max_size=30))
+async def test_nobody_is_served_before_an_earlier_caller_or_within_a_penalty(
+    guards_backend: GuardsBackend, steps: list[tuple[int, int, int]]
+) -> None:
+    async with guards_backend.rig() as rig:
+        served: list[float] = []
+        penalty_until = rig.time.now()
+        for cost, pause, penalty in steps:
+            if rig.abilities.moves_clock:
+                await rig.time.pass_by(pause)
+            if penalty == 4:
+                await rig.guards.limiter.penalise("b", rig.time.of(pause + 1))
+                penalty_until = max(penalty_until, rig.time.now() + pause + 1)
+            served.append(rig.time.now() + await reserve(rig, cost=cost))
+            assert served[-1] >= penalty_until - 0.5 * (not rig.abilities.moves_clock) - 1e-5
+        assert all(later >= earlier - 1e-5 for earlier, later in pairwise(served))
