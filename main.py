@@ -1,6 +1,6 @@
 """Finds a function by name, lazily: one image, and FUNCTION_TARGET picks the function.
 
-    FUNCTION_TARGET=writer functions-framework
+FUNCTION_TARGET=writer functions-framework
 """
 
 import importlib

@@ -59,7 +59,12 @@ async def _fail_step(live: Runtime, function: str, envelope: Envelope, order: St
     about = {"workflow": order.workflow, "step": order.step, "attempt": order.attempt}
     error = {"type": "DeadLettered", "message": f"no delivery to {function} succeeded; see the dead letter of {envelope.id}"}
     event = {"type": "step.failed", **about, "permanent": True, "error": error}
-    await live.dispatcher("dead_letter").apply([event], cause=envelope.id, traceparent=envelope.traceparent)
+    try:
+        await live.dispatcher("dead_letter").apply([event], cause=envelope.id, traceparent=envelope.traceparent)
+    except BaseException:
+        # Or our own claim would pass for work that goes on when this letter comes again.
+        await guard.release(key, token=claim.token)
+        raise
     await guard.complete(key, token=claim.token, result=None)
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from shared.bus import Delivery, Handler, Message, Outcome
-from shared.errors import EnvelopeRejected, Permanent
+from shared.errors import Conflict, EnvelopeRejected, Permanent
 from shared.ids import workflow_id_for
 from shared.messages import Envelope, WorkflowRequested
 from shared.runtime import Handlers, Runtime, on_messages, worker
@@ -22,7 +22,9 @@ def _handlers(live: Runtime) -> Handlers:
 
     async def start(wanted: WorkflowRequested, *, key: str, at: datetime, cause: str, traceparent: str | None) -> list[Message]:
         event = request_event(live, wanted, workflow=workflow_id_for(key, at), request_key=key, traceparent=traceparent)
-        _, messages = await dispatcher.decide([event], cause=cause, traceparent=traceparent)
+        answers, messages = await dispatcher.decide([event], cause=cause, traceparent=traceparent)
+        if any(answer["type"] == "conflict" for answer in answers):
+            raise Conflict(f"the id of message {cause} was used for another request; give each request an id of its own")
         return messages
 
     async def requested(envelope: Envelope) -> Sequence[Message]:
@@ -42,7 +44,8 @@ def _handlers(live: Runtime) -> Handlers:
             metrics.count("envelope.rejected", reason="schema")
             _log.warning("scheduled message %s holds no request for a workflow", delivery.message_id, extra={"status": "rejected"})
         except Permanent as error:
-            _log.error("scheduled message %s refused", delivery.message_id, extra={"error": describe_error(error), "status": "refused"})
+            fields = {"error": describe_error(error), "status": "refused"}
+            _log.error("scheduled message %s refused", delivery.message_id, extra=fields)
         return Outcome.ACK
 
     schedules: Handler = scheduled

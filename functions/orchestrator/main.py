@@ -16,8 +16,10 @@ def _event(envelope: Envelope) -> dict[str, Any]:
             try:
                 return spawned(completed)
             except InputError as error:
-                about = {"workflow": completed.workflow, "step": completed.step, "attempt": completed.attempt}
-                return {"type": "step.failed", **about, "permanent": True, "error": {"type": error.code, "message": str(error)}}
+                # What the attempt used is used, whatever became of it.
+                about = completed.model_dump(mode="json", include={"workflow", "step", "attempt", "usage"})
+                failure = {"type": error.code, "message": str(error)[:2000]}
+                return {"type": "step.failed", **about, "permanent": True, "error": failure}
         case StepFailed() as failed:
             return {"type": "step.failed", **failed.model_dump(mode="json")}
         case StepDeferred() as deferred:

@@ -3,8 +3,12 @@
 import fcntl
 import os
 from pathlib import Path
+from typing import TextIO
 
 from shared.errors import ConfigurationError
+
+LOG_FILE = "agent-team.log"
+_LARGEST_LOG_BYTES = 20 * 1024 * 1024
 
 
 class Home:
@@ -17,9 +21,7 @@ class Home:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._file = (self.folder / "lock").open("a+", encoding="ascii")
         except OSError as error:
-            raise ConfigurationError(
-                f"{self.folder} cannot be used ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"
-            ) from error
+            raise _unusable(self.folder, error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -37,3 +39,24 @@ class Home:
     def release(self) -> None:
         """Let the next platform in."""
         self._file.close()
+
+
+def open_log(folder: Path) -> TextIO:
+    """The home folder's log, to be appended to; one that has grown over 20 MB becomes `agent-team.log.1` first.
+
+    Needs no lock: lines of several processes don't mix. Raises ConfigurationError when the folder cannot be used.
+    """
+    file = folder.resolve() / LOG_FILE
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.exists() and file.stat().st_size > _LARGEST_LOG_BYTES:
+            file.replace(file.with_name(f"{LOG_FILE}.1"))
+        return file.open("a", encoding="utf-8")
+    except OSError as error:
+        raise _unusable(file.parent, error) from error
+
+
+def _unusable(folder: Path, error: OSError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{folder} cannot be used ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"
+    )

@@ -7,21 +7,22 @@ bus inside the process nobody else can be working on it.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from shared.config import Settings
-from shared.errors import AgentTeamError, ConfigurationError, Conflict
+from shared.errors import ConfigurationError, Conflict
 from shared.ids import workflow_id
 from shared.local.home import Home
 from shared.messages import WorkflowRequested
 from shared.runtime import Runtime, load
 from shared.runtime.dispatcher import Dispatcher
 from shared.runtime.requests import request_event
-from shared.telemetry import TraceContext
+from shared.telemetry import TraceContext, describe_error
 
 _log = logging.getLogger(__name__)
 _SWEEP_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0
 _FOLLOW_SECONDS = 0.05
 _ENDINGS = ("workflow.succeeded", "workflow.failed", "workflow.cancelled")
 
@@ -54,9 +55,13 @@ class Platform:
         raise Conflict(f"the request key {request_key!r} was used for another request")
 
     async def follow(self, workflow: str, *, after: int = 0) -> AsyncIterator[dict[str, Any]]:
-        """The workflow's history entries as they are written, from entry `after` on, until it has ended."""
+        """The workflow's history entries as they are written, from entry `after` on, until it has ended. Raises NotFound."""
+        store = self.runtime.store
+        # After its last entry nothing would come any more, and of a workflow that is not there nothing ever.
+        if not await store.history(workflow, after=after, limit=1) and (await store.get(workflow))["finished_at"] is not None:
+            return
         while True:
-            for entry in await self.runtime.store.history(workflow, after=after):
+            for entry in await store.history(workflow, after=after):
                 after = entry["seq"]
                 yield entry
                 if entry["type"] in _ENDINGS:
@@ -75,7 +80,16 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
             f"AGENT_BUS_PROVIDER is {settings.agent_bus_provider}; the platform in one process needs memory, so unset it"
         )
     home = Home(settings.agent_team_home)
-    live = Runtime(settings) if runtime is None else runtime
+    try:
+        live = Runtime(settings) if runtime is None else runtime
+        async with _running(live) as platform:
+            yield platform
+    finally:
+        home.release()
+
+
+@asynccontextmanager
+async def _running(live: Runtime) -> AsyncIterator[Platform]:
     try:
         await _prepare_database(live)
         await _join_functions(live)
@@ -88,8 +102,15 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
     finally:
-        await live.close()
-        home.release()
+        await _close(live)
+
+
+async def _close(live: Runtime) -> None:
+    # What is in progress is durable and starts again with the next platform: nobody should wait for a model to answer.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(_CLOSE_SECONDS):
+            await live.bus.close()
+    await live.close()
 
 
 async def _prepare_database(live: Runtime) -> None:
@@ -100,7 +121,7 @@ async def _prepare_database(live: Runtime) -> None:
         await embedded.evict_others(dsn)
         await migrations.migrate(dsn)
     elif await migrations.missing(dsn):
-        raise ConfigurationError("the database that DATABASE_URL names does not have the platform's schema; run `agent-team migrate`")
+        raise ConfigurationError("the database of DATABASE_URL does not have the platform's schema; run `agent-team migrate`")
 
 
 async def _join_functions(live: Runtime) -> None:
@@ -118,5 +139,6 @@ async def _sweep(live: Runtime) -> None:
         await live.clock.sleep(_SWEEP_SECONDS)
         try:
             await dispatcher.apply([{"type": "tick"}])
-        except AgentTeamError as error:
-            _log.warning("sweep failed: %s", error)
+        except Exception as error:
+            # The next sweep finds all of it again.
+            _log.warning("sweep failed", extra={"error": describe_error(error)})

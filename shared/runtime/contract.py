@@ -57,8 +57,14 @@ class Team(Protocol):
         """What this attempt has used so far."""
         ...
 
-    async def generate(self, prompt: Prompt | None = None, *, values: Mapping[str, Any] | None = None, schema: Mapping[str, Any] | None = None) -> Any:
-        """Render a prompt (the agent's own unless given) with `values` (the task's input unless given) and return the model's answer.
+    async def generate(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        values: Mapping[str, Any] | None = None,
+        schema: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Ask the model: a prompt (the agent's own unless given) rendered with `values` (the task's input unless given).
 
         The answer is JSON that fits the prompt's schema, or `schema` where given. Raises what `Model.generate` raises, and
         BudgetExceeded when the workflow has nothing left to spend.

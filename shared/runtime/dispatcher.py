@@ -1,4 +1,4 @@
-"""Carries out what `advance` commands. Whoever calls `advance` (orchestrator, gateway, intake, sweeper) does so through this door."""
+"""Carries out what `advance` commands: the door for whoever calls `advance` (orchestrator, gateway, intake, sweeper)."""
 
 import logging
 from collections.abc import Sequence
@@ -112,12 +112,13 @@ class Dispatcher:
             "workflow": workflow,
             "name": command["name"],
             "status": status,
-            "error": None if error is None else ErrorInfo(type=error["type"], message=error["message"]),
+            "error": None if error is None else ErrorInfo(type=error["type"], message=error["message"][:2000]),
             "usage": Usage(**command["usage"]),
         }
         traceparent = command["traceparent"] or traceparent
+        complete = WorkflowFinished(**payload, output=command["output"])
         try:
-            return self._sender.finished(WorkflowFinished(**payload, output=command["output"]), cause=cause, traceparent=traceparent)
+            return self._sender.finished(complete, cause=cause, traceparent=traceparent)
         except AgentTeamError:  # the output is over the limit of a message; the state has it
             return self._sender.finished(WorkflowFinished(**payload), cause=cause, traceparent=traceparent)
 
@@ -129,5 +130,5 @@ def _failed(command: Command, error: AgentTeamError) -> Event:
         "step": command["step"],
         "attempt": command["attempt"],
         "permanent": True,
-        "error": {"type": error.code, "message": str(error)},
+        "error": {"type": error.code, "message": str(error)[:2000]},
     }

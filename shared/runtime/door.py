@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from shared.bus import Delivery, Handler, Outcome
 from shared.errors import EnvelopeRejected
-from shared.telemetry import metrics
+from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
 _WRAPPING_BYTES = 64 * 1024
@@ -34,7 +34,12 @@ async def push(request: Request, handlers: Mapping[str, Handler], *, max_bytes: 
         metrics.count("envelope.rejected", reason=error.reason)
         _log.warning("%s", error, extra={"status": "rejected", "reason": error.reason})
         return Response(status_code=204)
-    outcome = await handler(delivery)
+    try:
+        outcome = await handler(delivery)
+    except Exception as error:
+        # Left to the framework it would be a 500 that shows the error's text to the caller.
+        _log.error("message %s will be tried again", delivery.message_id, extra={"error": describe_error(error), "status": "retry"})
+        outcome = Outcome.RETRY
     return Response(status_code=204 if outcome is Outcome.ACK else 503)
 
 
@@ -50,7 +55,10 @@ def read_push(body: bytes, headers: Mapping[str, str]) -> Delivery:
             topic = _topic_of_source(headers["ce-source"])
         return _delivery(document, topic)
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EnvelopeRejected("schema", f"the request is not a Pub/Sub push ({type(error).__name__}); point only push subscriptions here") from None
+        kind = type(error).__name__
+        raise EnvelopeRejected(
+            "schema", f"the request is not a Pub/Sub push ({kind}); point only push subscriptions here"
+        ) from None
 
 
 def _delivery(document: dict[str, Any], topic: str | None) -> Delivery:

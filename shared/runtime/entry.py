@@ -37,7 +37,7 @@ class Function:
 
 
 def agent(file: str, run: Run | None = None) -> HttpFunction:
-    """The entry point of the agent whose `main.py` is `file`. Without `run` it renders its prompt and returns the model's answer."""
+    """The entry point of the agent whose `main.py` is `file`. Without `run`, its prompt is all that it does."""
     folder = Path(file).parent
 
     def handlers(live: Runtime) -> Handlers:
@@ -74,9 +74,10 @@ def load(name: str) -> Function:
 
 def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
     from shared.ai import load_prompt
-    from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
     from shared.runtime.spec import load_function
+    from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
 
+    spec = load_function(folder)
     prompt_file = folder / "prompt.md"
     work = AgentWork(
         folder.name,
@@ -86,8 +87,9 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         settings=ModelSettings(temperature=live.settings.ai_temperature, max_tokens=live.settings.ai_max_tokens),
         sender=live.sender(folder.name),
         clock=live.clock,
+        longest_seconds=spec.timeout_seconds,
     )
-    return Pipeline(live.link, folder.name, work, lease_seconds=load_function(folder).ack_deadline_seconds, keeps_reply=True)
+    return Pipeline(live.link, folder.name, work, lease_seconds=spec.ack_deadline_seconds, keeps_reply=True)
 
 
 def _entry(function: Function) -> HttpFunction:

@@ -71,7 +71,8 @@ class Pipeline:
                 return Outcome.ACK
             except Exception as error:
                 level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
-                _log.log(level, "message %s will be tried again", envelope.id, extra={"error": describe_error(error), "status": "retry"})
+                fields = {"error": describe_error(error), "status": "retry"}
+                _log.log(level, "message %s will be tried again", envelope.id, extra=fields)
                 return Outcome.RETRY
 
     async def _claimed(self, envelope: Envelope) -> Outcome:
@@ -92,28 +93,35 @@ class Pipeline:
                 # At most once, a copy of work that began is dropped: the work may be done, or it may be lost.
                 return Outcome.ACK if self._link.at_most_once else Outcome.RETRY
             case New(token):
-                await self._work_on(envelope, key, token)
+                await self._work_on(envelope, guard, key, token)
                 return Outcome.ACK
 
-    async def _work_on(self, envelope: Envelope, key: str, token: str) -> None:
-        guard = self._link.idempotency
-        assert guard is not None
+    async def _work_on(self, envelope: Envelope, guard: Idempotency, key: str, token: str) -> None:
         try:
             messages = await self._work(envelope)
             if self._keeps_reply and messages:
                 await guard.complete(key, token=token, result=_stored(messages[0]))
         except BaseException:
-            if not self._link.at_most_once:
-                await guard.release(key, token=token)
+            await self._give_back(guard, key, token)
             raise
         # From here on the work is done: a copy repeats the publishing at most.
         try:
             await self._publish(messages)
         except BaseException:
             if not self._keeps_reply:
-                await guard.release(key, token=token)
+                await self._give_back(guard, key, token)
             raise
         await guard.complete(key, token=token, result=None)
+
+    async def _give_back(self, guard: Idempotency, key: str, token: str) -> None:
+        """Let the next delivery work at once. At most once there is no next time: then the claim stays."""
+        if self._link.at_most_once:
+            return
+        try:
+            await guard.release(key, token=token)
+        except Exception as error:
+            # The lease ends by itself; what went wrong before, a cancellation perhaps, must not be hidden by this.
+            _log.warning("claim of %s is not released", key, extra={"error": describe_error(error)})
 
     async def _publish(self, messages: Sequence[Message]) -> None:
         if messages:
@@ -127,7 +135,14 @@ class Pipeline:
     def _reject(self, delivery: Delivery, error: EnvelopeRejected) -> None:
         metrics.count("envelope.rejected", reason=error.reason)
         _log.warning(
-            "%s", error, extra={"status": "rejected", "reason": error.reason, "subscription": delivery.subscription, "messageId": delivery.message_id}
+            "%s",
+            error,
+            extra={
+                "status": "rejected",
+                "reason": error.reason,
+                "subscription": delivery.subscription,
+                "messageId": delivery.message_id,
+            },
         )
 
 

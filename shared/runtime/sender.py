@@ -23,7 +23,15 @@ class Sender:
     max_bytes: int
 
     def message(
-        self, topic: str, payload: Payload, *, id: str, subject: str, workflow: str, cause: str | None = None, traceparent: str | None = None
+        self,
+        topic: str,
+        payload: Payload,
+        *,
+        id: str,
+        subject: str,
+        workflow: str,
+        cause: str | None = None,
+        traceparent: str | None = None,
     ) -> Message:
         """A sealed message. Raises InputError when it would be too large."""
         envelope = Envelope.create(

@@ -88,7 +88,8 @@ def load_function(folder: Path) -> FunctionSpec:
         content: Any = yaml.safe_load(file.read_text(encoding="utf-8"))
         spec = FunctionSpec.model_validate(content)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"{file}: cannot be read ({type(error).__name__}); see the other functions for what it holds") from error
+        reason = type(error).__name__
+        raise ConfigurationError(f"{file}: cannot be read ({reason}); see the other functions for what it holds") from error
     except ValidationError as error:
         mistakes = "; ".join(f"{'.'.join(map(str, one['loc'])) or 'file'}: {one['msg']}" for one in error.errors())
         raise ConfigurationError(f"{file}: {mistakes}") from error

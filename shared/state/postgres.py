@@ -1,11 +1,12 @@
 """The state over a connection: asyncpg, pooled, errors translated.
 
-Works through a transaction pooler too: nothing relies on a session, and `statement_cache_size=0` (in `DATABASE_URL` as a query
-parameter of that name) turns server-side prepared statements off.
+Works through a transaction pooler too: nothing relies on a session, and `?statement_cache_size=0` in `DATABASE_URL` turns prepared
+statements off.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
@@ -15,7 +16,9 @@ from shared.errors import AgentTeamError, ConfigurationError, Permanent, StoreUn
 
 _CONNECT_SECONDS = 10.0
 _CALL_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
 _JSON_ARGUMENTS = {"events": "jsonb", "letter": "jsonb"}
+_CACHE_SIZE = "statement_cache_size"
 
 
 class PostgresCaller:
@@ -33,8 +36,8 @@ class PostgresCaller:
         statement = self._statements.get(names)
         if statement is None:
             statement = self._statements[names] = _statement(function, tuple(arguments))
-        values = [orjson.dumps(value).decode() if name in _JSON_ARGUMENTS else value for name, value in arguments.items()]
         try:
+            values = [orjson.dumps(value).decode() if name in _JSON_ARGUMENTS else value for name, value in arguments.items()]
             pool = self._pool or await self._open()
             answer = await pool.fetchval(statement, *values, timeout=_CALL_SECONDS)
         except Exception as error:
@@ -42,22 +45,49 @@ class PostgresCaller:
         return orjson.loads(answer) if isinstance(answer, str) else answer
 
     async def close(self) -> None:
-        if self._pool is not None:
-            await self._pool.close()
-            self._pool = None
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            # When the time is up, asyncpg ends the connections that are still in use.
+            with suppress(TimeoutError):
+                await asyncio.wait_for(pool.close(), _CLOSE_SECONDS)
 
     async def _open(self) -> asyncpg.Pool:
         async with self._opening:
             if self._pool is None:
-                self._pool = await asyncpg.create_pool(
-                    self._dsn,
-                    min_size=1,
-                    max_size=self._connections,
-                    timeout=_CONNECT_SECONDS,
-                    reset=_leave_as_is,
-                    server_settings={"application_name": "agent-team"},
-                )
+                dsn, options = _options(self._dsn)
+                self._pool = await asyncpg.create_pool(dsn, min_size=1, max_size=self._connections, reset=_leave_as_is, **options)
         return self._pool
+
+
+@asynccontextmanager
+async def connected(dsn: str, *, command_timeout_seconds: float = 30.0) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """One connection of its own, closed at the end. What the driver raises meanwhile is translated: errors as `Caller.call`."""
+    try:
+        bare, options = _options(dsn)
+        connection = await asyncpg.connect(bare, command_timeout=command_timeout_seconds, **options)
+    except Exception as error:
+        raise translate(error) from error
+    try:
+        yield connection
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+        raise translate(error) from error
+    finally:
+        with suppress(TimeoutError):
+            await connection.close(timeout=_CLOSE_SECONDS)
+
+
+def _options(dsn: str) -> tuple[str, dict[str, Any]]:
+    """The connection string without what the server would not understand, and that and everything else as arguments."""
+    options: dict[str, Any] = {"timeout": _CONNECT_SECONDS, "server_settings": {"application_name": "agent-team"}}
+    bare, _, query = dsn.partition("?")
+    kept = []
+    for parameter in query.split("&") if query else ():
+        name, _, value = parameter.partition("=")
+        if name == _CACHE_SIZE:
+            options[_CACHE_SIZE] = int(value)
+        else:
+            kept.append(parameter)
+    return (f"{bare}?{'&'.join(kept)}" if kept else bare), options
 
 
 def _statement(function: str, names: tuple[str, ...]) -> str:
@@ -73,27 +103,50 @@ async def _leave_as_is(_connection: Any) -> None:
     """Calls leave no session state behind, so the pool's round trip to reset one is not needed."""
 
 
-_TRANSIENT_CLASSES = ("08", "40", "53", "55", "57", "58", "XX")
-_CONFIGURATION_CLASSES = ("28", "3D", "3F", "42")
+_TRANSIENT = ("08", "25006", "40", "53", "55", "57", "58", "XX")  # 25006: read only, as while failing over or when the disk is full
+_CONFIGURATION = {
+    "28": "the database refuses DATABASE_URL's user or password; correct it",
+    "3D": "the server has no database of the name in DATABASE_URL; correct it or create the database",
+    "3F": "the database's schema is not the platform's; run `agent-team migrate`",
+    "42": "the database's schema is not the platform's; run `agent-team migrate`",
+    "42501": "the database user may not call the platform's functions; check DATABASE_URL's user",
+    "26000": f"DATABASE_URL leads to a transaction pooler; add ?{_CACHE_SIZE}=0 to it",
+    "42P05": f"DATABASE_URL leads to a transaction pooler; add ?{_CACHE_SIZE}=0 to it",
+}
+_NOT_A_DSN = "DATABASE_URL is not a PostgreSQL connection string: postgresql://user:password@host:port/name"
 
 
 def translate(error: BaseException) -> AgentTeamError:
-    """The platform's error for one of asyncpg's or the network's; https://www.postgresql.org/docs/current/errcodes-appendix.html."""
-    if isinstance(error, asyncpg.PostgresError):
-        code = error.sqlstate or "XX000"
-        if code == "42883":
-            return ConfigurationError("the database's schema is not the platform's; run `agent-team migrate`")
-        if code == "42501":
-            return ConfigurationError("the database user may not call the platform's functions; check DATABASE_URL's user")
-        if code.startswith(_CONFIGURATION_CLASSES):
-            return ConfigurationError(f"the database refuses DATABASE_URL or its schema is not the platform's (SQLSTATE {code})")
-        if code.startswith(_TRANSIENT_CLASSES):
-            return StoreUnavailable(f"the database cannot work now (SQLSTATE {code}, {type(error).__name__})")
-        return Permanent(f"the database refuses the call (SQLSTATE {code}, {type(error).__name__})")
-    if isinstance(error, asyncpg.ClientConfigurationError):
-        return ConfigurationError("DATABASE_URL is not a PostgreSQL connection string: postgresql://user:password@host:port/name")
-    if isinstance(error, asyncpg.DataError):
-        return Permanent(f"the database driver refuses an argument ({type(error).__name__})")
-    if isinstance(error, OSError | asyncio.TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError):
-        return StoreUnavailable(f"the database cannot be reached ({type(error).__name__})")
-    return StoreUnavailable(f"the database call failed ({type(error).__name__})")
+    """The platform's error for one of asyncpg's or the network's; https://www.postgresql.org/docs/current/errcodes-appendix.html.
+
+    The message holds nothing of the driver's, which quotes values.
+    """
+    name = type(error).__name__
+    match error:
+        case asyncpg.InvalidCachedStatementError():
+            return StoreUnavailable("the database's schema was changed meanwhile; the next call knows the new one")
+        case asyncpg.PostgresError():
+            return _translate_code(error.sqlstate or "XX000", name)
+        case asyncpg.ClientConfigurationError():
+            return ConfigurationError(_NOT_A_DSN)
+        case asyncpg.UnsupportedClientFeatureError() | asyncpg.UnsupportedServerFeatureError():
+            return ConfigurationError(f"DATABASE_URL asks for something that the driver or the server cannot do ({name})")
+        case asyncpg.InterfaceError() if isinstance(error, ValueError):
+            return Permanent(f"the database driver refuses an argument ({name})")
+        case orjson.JSONEncodeError():
+            return Permanent("an argument of the database call cannot be written as JSON")
+        case ValueError():
+            return ConfigurationError(_NOT_A_DSN)
+        case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
+            return StoreUnavailable(f"the database cannot be reached ({name})")
+        case _:
+            return StoreUnavailable(f"the database call failed ({name})")
+
+
+def _translate_code(code: str, name: str) -> AgentTeamError:
+    message = _CONFIGURATION.get(code, _CONFIGURATION.get(code[:2]))
+    if message is not None:
+        return ConfigurationError(f"{message} (SQLSTATE {code})")
+    if code.startswith(_TRANSIENT):
+        return StoreUnavailable(f"the database cannot work now (SQLSTATE {code}, {name})")
+    return Permanent(f"the database refuses the call (SQLSTATE {code}, {name})")

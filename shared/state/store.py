@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from shared.clock import Clock
-from shared.errors import NotFound, Permanent
+from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state.base import Caller, Command, Event
 
 _MAX_BATCH = 250
@@ -90,7 +90,7 @@ class WorkflowStore:
         try:
             _answer(batch, await self._caller.call("advance", arguments))
         except Permanent as error:
-            if len(batch) == 1:
+            if len(batch) == 1 or isinstance(error, ConfigurationError):
                 _fail(batch, error)
             else:  # one caller's bad event must not fail the others'
                 for alone in batch:

@@ -85,7 +85,7 @@ comment on table steps is 'One unit of agent work in a workflow. Only the primar
 comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched.';
 comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
-comment on column steps.late is 'Attempts whose results came after the step had ended, each noted in the history once.';
+comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';
 comment on column steps.due_at is 'RUNNING: the end of the lease. WAITING without children: when it starts again.';
 
 create table edges (
@@ -126,11 +126,11 @@ create table dead_letters (
 );
 
 comment on table dead_letters is 'Messages that used up their delivery attempts, as they arrived.';
--- What `advance` is made of. Names that begin with an underscore are internal: callers use 03_advance.sql and 04_read.sql.
+-- What `advance` is made of. Names that begin with an underscore are internal: callers use 04_advance.sql and 05_read.sql.
 -- PL/pgSQL throughout: its plans are kept, while a function in plain SQL is planned at every call.
 
-create type _step_ref as (workflow_id text, step_id text, cause integer, not_before timestamptz);
-comment on type _step_ref is 'A step, the index of the event that led to it, and the moment before which it shall not start.';
+create type _step_ref as (workflow_id text, step_id text, cause integer);
+comment on type _step_ref is 'A step (or a workflow, without step), and the index of the event that led to it.';
 
 create type _note as (
     workflow_id text,
@@ -151,10 +151,19 @@ create function _is_final(status text) returns boolean
 language sql immutable
 return status in ('SUCCESS', 'FAILED', 'SKIPPED', 'CANCELLED');
 
+create function _is_decided(s steps) returns boolean
+language sql immutable
+return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED');
+
 -- A lease covers the work and the way there: a message may wait for a free instance, and starting again early would do work twice.
 create function _lease(timeout_seconds double precision) returns interval
 language sql immutable
 return make_interval(secs => timeout_seconds + 600);
+
+-- A lease begins when the attempt may start. Adding to a timestamptz is only stable, and what claims more is not inlined.
+create function _not_before(due_at timestamptz, timeout_seconds double precision, moment timestamptz) returns timestamptz
+language sql stable
+return nullif(greatest(due_at - _lease(timeout_seconds), moment), moment);
 
 create function _write(notes _note[], moment timestamptz) returns void
 language plpgsql as $$
@@ -236,8 +245,8 @@ begin
             returning s.workflow_id, s.id, s.needs_open, s.status, h.cause
         )
         select
-            array_agg(row(c.workflow_id, c.id, c.cause, null)::_step_ref) filter (where c.status = 'PENDING'),
-            array_agg(row(c.workflow_id, c.id, c.cause, null)::_step_ref) filter (where c.status = 'WAITING')
+            array_agg(row(c.workflow_id, c.id, c.cause)::_step_ref) filter (where c.status = 'PENDING'),
+            array_agg(row(c.workflow_id, c.id, c.cause)::_step_ref) filter (where c.status = 'WAITING')
         into met, joined
         from counted as c where c.needs_open = 0;
 
@@ -319,18 +328,29 @@ end;
 $$;
 comment on function _add_steps is 'Add steps and their edges; children inherit what they do not say from their parent.';
 
-create function _ready(workflow text, above text, cause integer) returns _step_ref[]
+create function _roots(workflow text) returns text[]
 language plpgsql as $$
-declare
-    refs _step_ref[];
 begin
-    select array_agg(row(workflow, s.id, cause, null)::_step_ref order by s.position) into refs
-    from steps as s
-    where s.workflow_id = workflow and s.parent is not distinct from above and s.status = 'PENDING' and s.needs_open = 0;
-    return coalesce(refs, '{}');
+    return array(
+        select s.id from steps as s where s.workflow_id = workflow and s.parent is null and s.needs = '{}' order by s.position
+    );
 end;
 $$;
-comment on function _ready is 'The steps of a workflow, or the children of a step, that wait for nothing.';
+comment on function _roots is 'The steps that a workflow starts with.';
+
+create function _ready(workflow text, among text[], cause integer) returns _step_ref[]
+language plpgsql as $$
+begin
+    return array(
+        select row(workflow, s.id, cause)::_step_ref
+        from unnest(among) with ordinality as n (id, ordinality)
+        join steps as s on s.workflow_id = workflow and s.id = n.id
+        where s.status = 'PENDING' and s.needs_open = 0
+        order by n.ordinality
+    );
+end;
+$$;
+comment on function _ready is 'Those of some steps that wait for nothing.';
 
 create function _end_workflow(workflow text, outcome text, why jsonb, result jsonb, moment timestamptz) returns void
 language plpgsql as $$
@@ -356,46 +376,38 @@ end;
 $$;
 comment on function _end_workflow is 'A workflow ends, and with it every step that has not.';
 
-create function _again(workflow text, origins text[], cause integer) returns _step_ref[]
+create function _again(workflow text, origins text[], cause integer, from_start boolean default false) returns _step_ref[]
 language plpgsql as $$
-declare
-    refs _step_ref[];
 begin
-    -- Steps that were decided on without a message of their own (skipped, expanded, failed by their template) are looked through.
-    with recursive reached as (
-        select unnest(origins) as id, true as look_through
-        union
-        select n.id, _is_final(t.status) and t.status <> 'SUCCESS' or t.children is not null
+    -- Steps that were decided on without a message of their own (skipped, expanded, failed by their template) are looked through:
+    -- into their children when we come from above, past them once they have ended.
+    return array(
+        with recursive reached as (
+            select s.id, true as from_above, not from_start or _is_decided(s) as look_through
+            from unnest(origins) as o
+            join steps as s on s.workflow_id = workflow and s.id = o
+            union
+            select t.id, n.from_above, _is_decided(t) and (n.from_above or _is_final(t.status))
+            from reached as r
+            join steps as s on s.workflow_id = workflow and s.id = r.id
+            cross join lateral (
+                select d.to_id as id, d.to_id is distinct from s.parent as from_above
+                from edges as d where d.workflow_id = workflow and d.from_id = s.id
+                union all
+                select unnest(s.children), true where r.from_above
+            ) as n
+            join steps as t on t.workflow_id = workflow and t.id = n.id
+            where r.look_through
+        )
+        select distinct row(workflow, s.id, cause)::_step_ref
         from reached as r
         join steps as s on s.workflow_id = workflow and s.id = r.id
-        cross join lateral (
-            select d.to_id as id from edges as d where d.workflow_id = workflow and d.from_id = s.id
-            union all
-            select unnest(s.children)
-        ) as n
-        join steps as t on t.workflow_id = workflow and t.id = n.id
-        where r.look_through
-    )
-    select array_agg(row(workflow, s.id, cause, null)::_step_ref) into refs
-    from reached as r
-    join steps as s on s.workflow_id = workflow and s.id = r.id
-    where s.status = 'RUNNING';
-    return coalesce(refs, '{}');
+        where s.status = 'RUNNING'
+    );
 end;
 $$;
-comment on function _again is 'The running steps that an event about the origins had started: what a repeated event returns once more.';
-
-create function _again_from_roots(workflow text, cause integer) returns _step_ref[]
-language plpgsql as $$
-declare
-    roots text[];
-begin
-    select array_agg(s.id) into roots
-    from steps as s where s.workflow_id = workflow and s.parent is null and s.needs = '{}';
-    return _again(workflow, roots, cause);
-end;
-$$;
-comment on function _again_from_roots is 'The same for the start of a workflow.';
+comment on function _again is
+    'The running steps that an event about the origins (or the start of the workflow at them) had started: what its repetition returns.';
 -- One function per kind of event, for those that come seldom. Each locks nothing: `advance` holds the workflow's row.
 -- Applied again, each changes nothing and returns what it returned before.
 
@@ -434,22 +446,37 @@ begin
         return effect;
     end if;
     effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'created', created);
-    effect.touched := array[row(known.id, null, cause, null)::_step_ref];
+    effect.touched := array[row(known.id, null, cause)::_step_ref];
     if not created then
-        effect.started := _again_from_roots(known.id, cause);
+        effect.started := _again(known.id, _roots(known.id), cause, true) || _admitted(known.id, cause);
     end if;
     return effect;
 end;
 $$;
 comment on function _on_requested is 'workflow.requested: create the workflow, QUEUED, unless its id or request key is known.';
 
-create function _on_rendered(event jsonb, moment timestamptz) returns _effect
+create function _ignored(event jsonb, cause integer) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
 begin
-    perform from workflows as w where w.id = event ->> 'workflow' and w.status = 'RUNNING' and w.steps_open = 0;
-    if found then
+    effect.reply := jsonb_build_object('type', 'ignored', 'cause', cause, 'workflow', event ->> 'workflow', 'step', event ->> 'step');
+    return effect;
+end;
+$$;
+comment on function _ignored is 'An event about a workflow or a step that is not there.';
+
+create function _on_rendered(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    known workflows;
+begin
+    select w.* into known from workflows as w where w.id = event ->> 'workflow';
+    if known.id is null then
+        return _ignored(event, cause);
+    end if;
+    if known.status = 'RUNNING' and known.steps_open = 0 then
         perform _end_workflow(
             event ->> 'workflow',
             case event ->> 'type' when 'workflow.rendered' then 'SUCCESS' else 'FAILED' end,
@@ -461,13 +488,17 @@ end;
 $$;
 comment on function _on_rendered is 'workflow.rendered, workflow.failed: the output of a workflow whose steps have all ended, or why there is none.';
 
-create function _on_cancelled(event jsonb, moment timestamptz) returns _effect
+create function _on_cancelled(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
+    known workflows;
 begin
-    perform from workflows as w where w.id = event ->> 'workflow' and not _is_final(w.status);
-    if found then
+    select w.* into known from workflows as w where w.id = event ->> 'workflow';
+    if known.id is null then
+        return _ignored(event, cause);
+    end if;
+    if not _is_final(known.status) then
         perform _end_workflow(
             event ->> 'workflow', 'CANCELLED',
             jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment
@@ -494,7 +525,7 @@ begin
         array[row(s.workflow_id, s.id, 'step.failed', s.attempt, event -> 'error', 1, event -> 'usage', null)::_note], moment
     );
     if s.on_failure = 'continue' then
-        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+        effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
     else
         perform _end_workflow(s.workflow_id, 'FAILED', event -> 'error' || jsonb_build_object('step', s.id), null, moment);
     end if;
@@ -535,7 +566,7 @@ begin
         moment
     );
     if soon then
-        effect.started := array[row(s.workflow_id, s.id, cause, case when delay_seconds > 0 then start_at end)::_step_ref];
+        effect.started := array[row(s.workflow_id, s.id, cause)::_step_ref];
     end if;
     return effect;
 end;
@@ -552,14 +583,14 @@ declare
 begin
     select t.* into s from steps as t where t.workflow_id = event ->> 'workflow' and t.id = event ->> 'step';
     if s.id is null then
-        effect.reply := jsonb_build_object('type', 'ignored', 'cause', cause, 'workflow', event ->> 'workflow', 'step', event ->> 'step');
-        return effect;
+        return _ignored(event, cause);
     end if;
 
-    -- A result counts whichever attempt it is of; anything else must be about the attempt in progress.
+    -- A result counts whichever attempt it is of; anything else must be about the dispatch in progress.
     if s.status not in ('RUNNING', 'WAITING') or s.children is not null
-        or (kind <> 'step.completed' and tried < s.attempt)
-        or (kind = 'step.deferred' and ((event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'))
+        or (kind <> 'step.completed' and (
+            tried < s.attempt or (event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'
+        ))
     then
         return _repeated(s, event, cause, moment);
     end if;
@@ -571,7 +602,7 @@ begin
             end if;
             return _retry_step(
                 s, 'step.retried', event,
-                greatest(coalesce((event ->> 'retry_after_seconds')::double precision, 0), least(2 ^ (s.attempt - 1), 300)),
+                greatest(coalesce((event ->> 'retry_after_seconds')::double precision, 0), least(2 ^ least(s.attempt - 1, 9), 300)),
                 cause, moment
             );
         when 'step.deferred' then
@@ -588,7 +619,7 @@ begin
                 )::_note],
                 moment
             );
-            effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+            effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
             return effect;
         else
             return _expand_step(s, event, cause, moment);
@@ -601,11 +632,15 @@ create function _expand_step(s steps, event jsonb, cause integer, moment timesta
 language plpgsql as $$
 declare
     effect _effect;
+    tried integer := (event ->> 'attempt')::integer;
     size integer := jsonb_array_length(event -> 'children');
+    ids text[];
     room boolean;
 begin
     select w.max_steps is null or w.steps_total + size <= w.max_steps into room from workflows as w where w.id = s.workflow_id;
     if not room then
+        -- This result is known: its repetition must not pass for a late one.
+        update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
         return _fail_step(s, jsonb_build_object(
             'error', jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)),
             'usage', event -> 'usage'
@@ -613,10 +648,12 @@ begin
     end if;
     update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
     perform _add_steps(s.workflow_id, s.id, event -> 'children');
+    ids := array(
+        select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality
+    );
     update steps as t
-    set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output',
-        attempt = (event ->> 'attempt')::integer,
-        children = array(select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality),
+    set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
+        attempt = tried, children = ids,
         model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
         input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
         output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
@@ -624,16 +661,15 @@ begin
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(
-            s.workflow_id, s.id, 'step.expanded', (event ->> 'attempt')::integer, jsonb_build_object('steps', size), 0,
-            event -> 'usage', null
+            s.workflow_id, s.id, 'step.expanded', tried, jsonb_build_object('steps', size), 0, event -> 'usage', null
         )::_note],
         moment
     );
     if size = 0 then
-        perform _write(_join(array[row(s.workflow_id, s.id, cause, null)::_step_ref], moment), moment);
-        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+        perform _write(_join(array[row(s.workflow_id, s.id, cause)::_step_ref], moment), moment);
+        effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
     else
-        effect.started := _ready(s.workflow_id, s.id, cause);
+        effect.started := _ready(s.workflow_id, ids, cause);
         perform _write(_start(effect.started, moment), moment);
     end if;
     return effect;
@@ -647,8 +683,11 @@ declare
     effect _effect;
     tried integer := (event ->> 'attempt')::integer;
 begin
-    if event ->> 'type' = 'step.completed' and tried <> s.attempt and not tried = any(coalesce(s.late, '{}')) then
-        update steps as t set late = coalesce(t.late, '{}') || tried where t.workflow_id = s.workflow_id and t.id = s.id;
+    if event ->> 'type' = 'step.completed' and s.status <> 'PENDING'
+        and not (tried = s.attempt and (s.status = 'SUCCESS' or s.children is not null))
+        and not tried = any(coalesce(s.late, '{}'))
+    then
+        update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
         perform _write(
             array[row(s.workflow_id, s.id, 'step.late', tried, null, 0, event -> 'usage', null)::_note], moment
         );
@@ -657,7 +696,7 @@ begin
     return effect;
 end;
 $$;
-comment on function _repeated is 'An event that was applied before, or a result after the step had ended: noted once, its commands returned again.';
+comment on function _repeated is 'An event that was applied before returns its commands again; a result that came too late to count is noted once.';
 -- The one door: events in, commands out, one transaction.
 
 create function _admit(max_running integer, touched _step_ref[], freed _step_ref, moment timestamptz) returns _step_ref[]
@@ -682,7 +721,7 @@ begin
             deadline_at = moment + make_interval(secs => w.deadline_seconds),
             wake_at = moment + make_interval(secs => w.deadline_seconds)
         where w.id = queued.id;
-        roots := _ready(queued.id, null, coalesce(queued.cause, freed.cause, 0));
+        roots := _ready(queued.id, _roots(queued.id), coalesce(queued.cause, freed.cause, 0));
         perform _write(
             array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
         );
@@ -693,14 +732,14 @@ end;
 $$;
 comment on function _admit is 'Start queued workflows while fewer than max_running run: higher priority first, then the older.';
 
-create function _admitted(freed _step_ref) returns _step_ref[]
+create function _admitted(by_workflow text, cause integer) returns _step_ref[]
 language plpgsql as $$
 declare
     started _step_ref[] := '{}';
     running record;
 begin
-    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = freed.workflow_id loop
-        started := started || _again_from_roots(running.id, freed.cause);
+    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = by_workflow loop
+        started := started || _again(running.id, _roots(running.id), cause, true);
     end loop;
     return started;
 end;
@@ -712,6 +751,7 @@ language plpgsql as $$
 declare
     effect _effect;
     one _effect;
+    recover boolean := coalesce((event ->> 'recover')::boolean, false);
     wf record;
     s steps;
 begin
@@ -720,44 +760,44 @@ begin
     effect.touched := '{}';
     for wf in
         select w.id, w.deadline_at from workflows as w
-        where w.status = 'RUNNING' and (w.wake_at <= moment or (event ->> 'recover')::boolean)
+        -- Whoever was to render the output of a workflow without open steps may be gone.
+        where w.status = 'RUNNING' and (w.wake_at <= moment or w.steps_open = 0 or recover)
         order by w.id
-        limit (event ->> 'limit')::integer
+        limit coalesce((event ->> 'limit')::integer, 500)
         for update skip locked
     loop
-        effect.touched := effect.touched || row(wf.id, null, cause, null)::_step_ref;
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
         if wf.deadline_at <= moment then
             perform _end_workflow(wf.id, 'FAILED', jsonb_build_object(
                 'type', 'BudgetExceeded', 'message', 'the workflow passed its deadline_seconds'
             ), null, moment);
             continue;
         end if;
-        update workflows as w set wake_at = w.deadline_at where w.id = wf.id;
         for s in
             select t.* from steps as t
-            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or (event ->> 'recover')::boolean)
+            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or recover)
             order by t.position
         loop
-            one := _on_due(s, cause, moment);
+            one := _on_due(s, recover, cause, moment);
             effect.started := effect.started || one.started;
             effect.ended := effect.ended || one.ended;
             exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
         end loop;
         update workflows as w
         set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
-        where w.id = wf.id;
+        where w.id = wf.id and w.status = 'RUNNING';
     end loop;
     return effect;
 end;
 $$;
-comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again.';
+comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again, expired or not.';
 
-create function _on_due(s steps, cause integer, moment timestamptz) returns _effect
+create function _on_due(s steps, recover boolean, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
 begin
-    if s.status = 'RUNNING' and s.due_at <= moment then
+    if s.status = 'RUNNING' and not recover then
         if s.attempt > s.max_retries then
             return _fail_step(s, jsonb_build_object('error', jsonb_build_object(
                 'type', 'LeaseExpired', 'message', format('no result after %s attempts', s.attempt)
@@ -778,7 +818,7 @@ begin
         )::_note],
         moment
     );
-    effect.started := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+    effect.started := array[row(s.workflow_id, s.id, cause)::_step_ref];
     return effect;
 end;
 $$;
@@ -790,15 +830,14 @@ declare
     commands json;
 begin
     with dispatch as (
-        select distinct on (r.workflow_id, r.step_id) r.workflow_id, r.step_id, r.cause, r.not_before
-        from unnest(started) as r
-        order by r.workflow_id, r.step_id, r.not_before desc nulls last
+        select r.workflow_id, r.step_id, min(r.cause) as cause from unnest(started) as r group by r.workflow_id, r.step_id
     ),
     command as (
-        select d.cause, json_build_object(
+        select d.cause, s.position, json_build_object(
             'type', 'dispatch', 'cause', d.cause, 'workflow', s.workflow_id, 'name', w.name, 'step', s.id, 'attempt', s.attempt,
             'deferrals', s.deferrals, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
-            'deadline', least(s.due_at, w.deadline_at), 'not_before', d.not_before, 'traceparent', w.traceparent,
+            'deadline', least(s.due_at, w.deadline_at), 'not_before', _not_before(s.due_at, s.timeout_seconds, moment),
+            'traceparent', w.traceparent,
             'remaining', json_build_object(
                 'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
                 'cost_microdollars',
@@ -816,7 +855,7 @@ begin
         join workflows as w on w.id = d.workflow_id
         where s.status = 'RUNNING'
         union all
-        select t.cause, case when w.status = 'RUNNING'
+        select t.cause, null, case when w.status = 'RUNNING'
             then json_build_object(
                 'type', 'render', 'cause', t.cause, 'workflow', w.id, 'output', w.output_template,
                 'input', case when w.output_uses_input then w.input end,
@@ -840,11 +879,11 @@ begin
         join workflows as w on w.id = t.workflow_id
         where _is_final(w.status) or w.status = 'RUNNING' and w.steps_open = 0
         union all
-        select (r ->> 'cause')::integer,
+        select (r ->> 'cause')::integer, -1,
             (r || coalesce((select jsonb_build_object('status', w.status) from workflows as w where w.id = r ->> 'workflow'), '{}'))::json
         from unnest(replies) as r
     )
-    select json_agg(c.body order by c.cause) into commands from command as c;
+    select json_agg(c.body order by c.cause, c.position) into commands from command as c;
     return coalesce(commands, '[]');
 end;
 $$;
@@ -875,7 +914,7 @@ declare
     slots boolean := false;
     freed _step_ref;
 begin
-    select array_agg(row(t.workflow_id, null, t.cause, null)::_step_ref) into touched
+    select array_agg(row(t.workflow_id, null, t.cause)::_step_ref) into touched
     from (
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
@@ -888,18 +927,19 @@ begin
     for event in
         select e.ordinality::integer - 1 as cause, e.value as body, e.value ->> 'type' as type
         from jsonb_array_elements(events) with ordinality as e
-        where e.value ->> 'type' <> 'step.completed' or e.value ? 'children'
+        where e.value ->> 'type' is distinct from 'step.completed' or e.value ? 'children'
         order by e.ordinality
     loop
         case
             when event.type = 'workflow.requested' then
                 effect := _on_requested(event.body, event.cause, moment);
             when event.type in ('workflow.rendered', 'workflow.failed') then
-                effect := _on_rendered(event.body, moment);
+                effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
-                effect := _on_cancelled(event.body, moment);
+                effect := _on_cancelled(event.body, event.cause, moment);
             when event.type = 'tick' then
                 effect := _on_tick(event.body, event.cause, moment);
+                freed.cause := event.cause;
                 slots := true;
             when event.type in ('step.failed', 'step.deferred', 'step.skipped', 'step.expanded', 'step.completed') then
                 effect := _on_step(event.body, event.cause, moment);
@@ -932,7 +972,7 @@ begin
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
         returning s.workflow_id, s.id, r.attempt, r.usage, r.cause
     )
-    select array_agg(row(d.workflow_id, d.id, d.cause, null)::_step_ref),
+    select array_agg(row(d.workflow_id, d.id, d.cause)::_step_ref),
         array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)
     into completed, notes
     from done as d;
@@ -977,9 +1017,9 @@ begin
                 'message', format('the workflow passed its %s', case when event.no_tokens then 'max_tokens' else 'max_cost_usd' end)
             ), null, moment);
         end if;
-        freed := row(event.id, null, event.cause, null)::_step_ref;
+        freed := row(event.id, null, event.cause)::_step_ref;
         slots := true;
-        started := started || _admitted(freed);
+        started := started || _admitted(event.id, event.cause);
     end loop;
     if slots then
         started := started || _admit(max_running, touched, freed, moment);
@@ -1020,7 +1060,8 @@ begin atomic
         'steps', (
             select coalesce(jsonb_agg(jsonb_build_object(
                 'id', s.id, 'parent', s.parent, 'agent', s.agent, 'status', s.status, 'attempt', s.attempt, 'needs', s.needs,
-                'output', s.output, 'error', s.error, 'started_at', s.started_at, 'finished_at', s.finished_at,
+                'output', case when s.status = 'SUCCESS' then s.output end, 'error', s.error,
+                'started_at', s.started_at, 'finished_at', s.finished_at,
                 'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars)
             ) order by s.parent nulls first, s.position), '[]')
             from steps as s where s.workflow_id = w.id
@@ -1070,22 +1111,24 @@ begin atomic
     ending as (
         select e.type from entry as e where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled')
     ),
+    last as (
+        select distinct on (e.step_id) e.step_id, case e.type
+            when 'step.completed' then 'SUCCESS'
+            when 'step.failed' then 'FAILED'
+            when 'step.skipped' then 'SKIPPED'
+            when 'step.dispatched' then 'RUNNING'
+            else 'WAITING'
+        end as status
+        from entry as e
+        where e.step_id is not null and e.type <> 'step.late'
+        order by e.step_id, e.seq desc
+    ),
     step as (
-        select s.*, coalesce((
-            select case e.type
-                when 'step.completed' then 'SUCCESS'
-                when 'step.failed' then 'FAILED'
-                when 'step.skipped' then 'SKIPPED'
-                when 'step.dispatched' then 'RUNNING'
-                else 'WAITING'
-            end
-            from entry as e
-            where e.step_id = s.id and e.type <> 'step.late'
-            order by e.seq desc limit 1
-        ), 'PENDING') as status_then
+        select s.*, coalesce(l.status, 'PENDING') as status_then
         from steps as s
+        left join last as l on l.step_id = s.id
         where s.workflow_id = workflow_snapshot.id
-            and (s.parent is null or exists (select from entry as e where e.step_id = s.parent and e.type = 'step.expanded'))
+            and (s.parent is null or s.parent in (select e.step_id from entry as e where e.type = 'step.expanded'))
     )
     select json_build_object(
         'id', w.id, 'workflow', w.name, 'version', w.version, 'seq', least(w.seq, workflow_snapshot.seq),
@@ -1162,6 +1205,7 @@ begin
     foreach role in array array['anon', 'authenticated'] loop
         if exists (select from pg_roles where rolname = role) then
             execute format('revoke all on workflows, steps, edges, history, dead_letters from %I', role);
+            execute format('revoke all on sequence dead_letters_id_seq from %I', role);
         end if;
     end loop;
     if exists (select from pg_roles where rolname = 'service_role') then

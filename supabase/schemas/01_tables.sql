@@ -85,7 +85,7 @@ comment on table steps is 'One unit of agent work in a workflow. Only the primar
 comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched.';
 comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
-comment on column steps.late is 'Attempts whose results came after the step had ended, each noted in the history once.';
+comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';
 comment on column steps.due_at is 'RUNNING: the end of the lease. WAITING without children: when it starts again.';
 
 create table edges (

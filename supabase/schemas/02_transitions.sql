@@ -1,8 +1,8 @@
--- What `advance` is made of. Names that begin with an underscore are internal: callers use 03_advance.sql and 04_read.sql.
+-- What `advance` is made of. Names that begin with an underscore are internal: callers use 04_advance.sql and 05_read.sql.
 -- PL/pgSQL throughout: its plans are kept, while a function in plain SQL is planned at every call.
 
-create type _step_ref as (workflow_id text, step_id text, cause integer, not_before timestamptz);
-comment on type _step_ref is 'A step, the index of the event that led to it, and the moment before which it shall not start.';
+create type _step_ref as (workflow_id text, step_id text, cause integer);
+comment on type _step_ref is 'A step (or a workflow, without step), and the index of the event that led to it.';
 
 create type _note as (
     workflow_id text,
@@ -23,10 +23,19 @@ create function _is_final(status text) returns boolean
 language sql immutable
 return status in ('SUCCESS', 'FAILED', 'SKIPPED', 'CANCELLED');
 
+create function _is_decided(s steps) returns boolean
+language sql immutable
+return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED');
+
 -- A lease covers the work and the way there: a message may wait for a free instance, and starting again early would do work twice.
 create function _lease(timeout_seconds double precision) returns interval
 language sql immutable
 return make_interval(secs => timeout_seconds + 600);
+
+-- A lease begins when the attempt may start. Adding to a timestamptz is only stable, and what claims more is not inlined.
+create function _not_before(due_at timestamptz, timeout_seconds double precision, moment timestamptz) returns timestamptz
+language sql stable
+return nullif(greatest(due_at - _lease(timeout_seconds), moment), moment);
 
 create function _write(notes _note[], moment timestamptz) returns void
 language plpgsql as $$
@@ -108,8 +117,8 @@ begin
             returning s.workflow_id, s.id, s.needs_open, s.status, h.cause
         )
         select
-            array_agg(row(c.workflow_id, c.id, c.cause, null)::_step_ref) filter (where c.status = 'PENDING'),
-            array_agg(row(c.workflow_id, c.id, c.cause, null)::_step_ref) filter (where c.status = 'WAITING')
+            array_agg(row(c.workflow_id, c.id, c.cause)::_step_ref) filter (where c.status = 'PENDING'),
+            array_agg(row(c.workflow_id, c.id, c.cause)::_step_ref) filter (where c.status = 'WAITING')
         into met, joined
         from counted as c where c.needs_open = 0;
 
@@ -191,18 +200,29 @@ end;
 $$;
 comment on function _add_steps is 'Add steps and their edges; children inherit what they do not say from their parent.';
 
-create function _ready(workflow text, above text, cause integer) returns _step_ref[]
+create function _roots(workflow text) returns text[]
 language plpgsql as $$
-declare
-    refs _step_ref[];
 begin
-    select array_agg(row(workflow, s.id, cause, null)::_step_ref order by s.position) into refs
-    from steps as s
-    where s.workflow_id = workflow and s.parent is not distinct from above and s.status = 'PENDING' and s.needs_open = 0;
-    return coalesce(refs, '{}');
+    return array(
+        select s.id from steps as s where s.workflow_id = workflow and s.parent is null and s.needs = '{}' order by s.position
+    );
 end;
 $$;
-comment on function _ready is 'The steps of a workflow, or the children of a step, that wait for nothing.';
+comment on function _roots is 'The steps that a workflow starts with.';
+
+create function _ready(workflow text, among text[], cause integer) returns _step_ref[]
+language plpgsql as $$
+begin
+    return array(
+        select row(workflow, s.id, cause)::_step_ref
+        from unnest(among) with ordinality as n (id, ordinality)
+        join steps as s on s.workflow_id = workflow and s.id = n.id
+        where s.status = 'PENDING' and s.needs_open = 0
+        order by n.ordinality
+    );
+end;
+$$;
+comment on function _ready is 'Those of some steps that wait for nothing.';
 
 create function _end_workflow(workflow text, outcome text, why jsonb, result jsonb, moment timestamptz) returns void
 language plpgsql as $$
@@ -228,43 +248,35 @@ end;
 $$;
 comment on function _end_workflow is 'A workflow ends, and with it every step that has not.';
 
-create function _again(workflow text, origins text[], cause integer) returns _step_ref[]
+create function _again(workflow text, origins text[], cause integer, from_start boolean default false) returns _step_ref[]
 language plpgsql as $$
-declare
-    refs _step_ref[];
 begin
-    -- Steps that were decided on without a message of their own (skipped, expanded, failed by their template) are looked through.
-    with recursive reached as (
-        select unnest(origins) as id, true as look_through
-        union
-        select n.id, _is_final(t.status) and t.status <> 'SUCCESS' or t.children is not null
+    -- Steps that were decided on without a message of their own (skipped, expanded, failed by their template) are looked through:
+    -- into their children when we come from above, past them once they have ended.
+    return array(
+        with recursive reached as (
+            select s.id, true as from_above, not from_start or _is_decided(s) as look_through
+            from unnest(origins) as o
+            join steps as s on s.workflow_id = workflow and s.id = o
+            union
+            select t.id, n.from_above, _is_decided(t) and (n.from_above or _is_final(t.status))
+            from reached as r
+            join steps as s on s.workflow_id = workflow and s.id = r.id
+            cross join lateral (
+                select d.to_id as id, d.to_id is distinct from s.parent as from_above
+                from edges as d where d.workflow_id = workflow and d.from_id = s.id
+                union all
+                select unnest(s.children), true where r.from_above
+            ) as n
+            join steps as t on t.workflow_id = workflow and t.id = n.id
+            where r.look_through
+        )
+        select distinct row(workflow, s.id, cause)::_step_ref
         from reached as r
         join steps as s on s.workflow_id = workflow and s.id = r.id
-        cross join lateral (
-            select d.to_id as id from edges as d where d.workflow_id = workflow and d.from_id = s.id
-            union all
-            select unnest(s.children)
-        ) as n
-        join steps as t on t.workflow_id = workflow and t.id = n.id
-        where r.look_through
-    )
-    select array_agg(row(workflow, s.id, cause, null)::_step_ref) into refs
-    from reached as r
-    join steps as s on s.workflow_id = workflow and s.id = r.id
-    where s.status = 'RUNNING';
-    return coalesce(refs, '{}');
+        where s.status = 'RUNNING'
+    );
 end;
 $$;
-comment on function _again is 'The running steps that an event about the origins had started: what a repeated event returns once more.';
-
-create function _again_from_roots(workflow text, cause integer) returns _step_ref[]
-language plpgsql as $$
-declare
-    roots text[];
-begin
-    select array_agg(s.id) into roots
-    from steps as s where s.workflow_id = workflow and s.parent is null and s.needs = '{}';
-    return _again(workflow, roots, cause);
-end;
-$$;
-comment on function _again_from_roots is 'The same for the start of a workflow.';
+comment on function _again is
+    'The running steps that an event about the origins (or the start of the workflow at them) had started: what its repetition returns.';

@@ -36,22 +36,37 @@ begin
         return effect;
     end if;
     effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'created', created);
-    effect.touched := array[row(known.id, null, cause, null)::_step_ref];
+    effect.touched := array[row(known.id, null, cause)::_step_ref];
     if not created then
-        effect.started := _again_from_roots(known.id, cause);
+        effect.started := _again(known.id, _roots(known.id), cause, true) || _admitted(known.id, cause);
     end if;
     return effect;
 end;
 $$;
 comment on function _on_requested is 'workflow.requested: create the workflow, QUEUED, unless its id or request key is known.';
 
-create function _on_rendered(event jsonb, moment timestamptz) returns _effect
+create function _ignored(event jsonb, cause integer) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
 begin
-    perform from workflows as w where w.id = event ->> 'workflow' and w.status = 'RUNNING' and w.steps_open = 0;
-    if found then
+    effect.reply := jsonb_build_object('type', 'ignored', 'cause', cause, 'workflow', event ->> 'workflow', 'step', event ->> 'step');
+    return effect;
+end;
+$$;
+comment on function _ignored is 'An event about a workflow or a step that is not there.';
+
+create function _on_rendered(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    known workflows;
+begin
+    select w.* into known from workflows as w where w.id = event ->> 'workflow';
+    if known.id is null then
+        return _ignored(event, cause);
+    end if;
+    if known.status = 'RUNNING' and known.steps_open = 0 then
         perform _end_workflow(
             event ->> 'workflow',
             case event ->> 'type' when 'workflow.rendered' then 'SUCCESS' else 'FAILED' end,
@@ -63,13 +78,17 @@ end;
 $$;
 comment on function _on_rendered is 'workflow.rendered, workflow.failed: the output of a workflow whose steps have all ended, or why there is none.';
 
-create function _on_cancelled(event jsonb, moment timestamptz) returns _effect
+create function _on_cancelled(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
+    known workflows;
 begin
-    perform from workflows as w where w.id = event ->> 'workflow' and not _is_final(w.status);
-    if found then
+    select w.* into known from workflows as w where w.id = event ->> 'workflow';
+    if known.id is null then
+        return _ignored(event, cause);
+    end if;
+    if not _is_final(known.status) then
         perform _end_workflow(
             event ->> 'workflow', 'CANCELLED',
             jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment
@@ -96,7 +115,7 @@ begin
         array[row(s.workflow_id, s.id, 'step.failed', s.attempt, event -> 'error', 1, event -> 'usage', null)::_note], moment
     );
     if s.on_failure = 'continue' then
-        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+        effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
     else
         perform _end_workflow(s.workflow_id, 'FAILED', event -> 'error' || jsonb_build_object('step', s.id), null, moment);
     end if;
@@ -137,7 +156,7 @@ begin
         moment
     );
     if soon then
-        effect.started := array[row(s.workflow_id, s.id, cause, case when delay_seconds > 0 then start_at end)::_step_ref];
+        effect.started := array[row(s.workflow_id, s.id, cause)::_step_ref];
     end if;
     return effect;
 end;
@@ -154,14 +173,14 @@ declare
 begin
     select t.* into s from steps as t where t.workflow_id = event ->> 'workflow' and t.id = event ->> 'step';
     if s.id is null then
-        effect.reply := jsonb_build_object('type', 'ignored', 'cause', cause, 'workflow', event ->> 'workflow', 'step', event ->> 'step');
-        return effect;
+        return _ignored(event, cause);
     end if;
 
-    -- A result counts whichever attempt it is of; anything else must be about the attempt in progress.
+    -- A result counts whichever attempt it is of; anything else must be about the dispatch in progress.
     if s.status not in ('RUNNING', 'WAITING') or s.children is not null
-        or (kind <> 'step.completed' and tried < s.attempt)
-        or (kind = 'step.deferred' and ((event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'))
+        or (kind <> 'step.completed' and (
+            tried < s.attempt or (event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'
+        ))
     then
         return _repeated(s, event, cause, moment);
     end if;
@@ -173,7 +192,7 @@ begin
             end if;
             return _retry_step(
                 s, 'step.retried', event,
-                greatest(coalesce((event ->> 'retry_after_seconds')::double precision, 0), least(2 ^ (s.attempt - 1), 300)),
+                greatest(coalesce((event ->> 'retry_after_seconds')::double precision, 0), least(2 ^ least(s.attempt - 1, 9), 300)),
                 cause, moment
             );
         when 'step.deferred' then
@@ -190,7 +209,7 @@ begin
                 )::_note],
                 moment
             );
-            effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+            effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
             return effect;
         else
             return _expand_step(s, event, cause, moment);
@@ -203,11 +222,15 @@ create function _expand_step(s steps, event jsonb, cause integer, moment timesta
 language plpgsql as $$
 declare
     effect _effect;
+    tried integer := (event ->> 'attempt')::integer;
     size integer := jsonb_array_length(event -> 'children');
+    ids text[];
     room boolean;
 begin
     select w.max_steps is null or w.steps_total + size <= w.max_steps into room from workflows as w where w.id = s.workflow_id;
     if not room then
+        -- This result is known: its repetition must not pass for a late one.
+        update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
         return _fail_step(s, jsonb_build_object(
             'error', jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)),
             'usage', event -> 'usage'
@@ -215,10 +238,12 @@ begin
     end if;
     update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
     perform _add_steps(s.workflow_id, s.id, event -> 'children');
+    ids := array(
+        select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality
+    );
     update steps as t
-    set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output',
-        attempt = (event ->> 'attempt')::integer,
-        children = array(select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality),
+    set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
+        attempt = tried, children = ids,
         model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
         input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
         output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
@@ -226,16 +251,15 @@ begin
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(
-            s.workflow_id, s.id, 'step.expanded', (event ->> 'attempt')::integer, jsonb_build_object('steps', size), 0,
-            event -> 'usage', null
+            s.workflow_id, s.id, 'step.expanded', tried, jsonb_build_object('steps', size), 0, event -> 'usage', null
         )::_note],
         moment
     );
     if size = 0 then
-        perform _write(_join(array[row(s.workflow_id, s.id, cause, null)::_step_ref], moment), moment);
-        effect.ended := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+        perform _write(_join(array[row(s.workflow_id, s.id, cause)::_step_ref], moment), moment);
+        effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
     else
-        effect.started := _ready(s.workflow_id, s.id, cause);
+        effect.started := _ready(s.workflow_id, ids, cause);
         perform _write(_start(effect.started, moment), moment);
     end if;
     return effect;
@@ -249,8 +273,11 @@ declare
     effect _effect;
     tried integer := (event ->> 'attempt')::integer;
 begin
-    if event ->> 'type' = 'step.completed' and tried <> s.attempt and not tried = any(coalesce(s.late, '{}')) then
-        update steps as t set late = coalesce(t.late, '{}') || tried where t.workflow_id = s.workflow_id and t.id = s.id;
+    if event ->> 'type' = 'step.completed' and s.status <> 'PENDING'
+        and not (tried = s.attempt and (s.status = 'SUCCESS' or s.children is not null))
+        and not tried = any(coalesce(s.late, '{}'))
+    then
+        update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
         perform _write(
             array[row(s.workflow_id, s.id, 'step.late', tried, null, 0, event -> 'usage', null)::_note], moment
         );
@@ -259,4 +286,4 @@ begin
     return effect;
 end;
 $$;
-comment on function _repeated is 'An event that was applied before, or a result after the step had ended: noted once, its commands returned again.';
+comment on function _repeated is 'An event that was applied before returns its commands again; a result that came too late to count is noted once.';

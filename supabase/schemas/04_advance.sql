@@ -22,7 +22,7 @@ begin
             deadline_at = moment + make_interval(secs => w.deadline_seconds),
             wake_at = moment + make_interval(secs => w.deadline_seconds)
         where w.id = queued.id;
-        roots := _ready(queued.id, null, coalesce(queued.cause, freed.cause, 0));
+        roots := _ready(queued.id, _roots(queued.id), coalesce(queued.cause, freed.cause, 0));
         perform _write(
             array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
         );
@@ -33,14 +33,14 @@ end;
 $$;
 comment on function _admit is 'Start queued workflows while fewer than max_running run: higher priority first, then the older.';
 
-create function _admitted(freed _step_ref) returns _step_ref[]
+create function _admitted(by_workflow text, cause integer) returns _step_ref[]
 language plpgsql as $$
 declare
     started _step_ref[] := '{}';
     running record;
 begin
-    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = freed.workflow_id loop
-        started := started || _again_from_roots(running.id, freed.cause);
+    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = by_workflow loop
+        started := started || _again(running.id, _roots(running.id), cause, true);
     end loop;
     return started;
 end;
@@ -52,6 +52,7 @@ language plpgsql as $$
 declare
     effect _effect;
     one _effect;
+    recover boolean := coalesce((event ->> 'recover')::boolean, false);
     wf record;
     s steps;
 begin
@@ -60,44 +61,44 @@ begin
     effect.touched := '{}';
     for wf in
         select w.id, w.deadline_at from workflows as w
-        where w.status = 'RUNNING' and (w.wake_at <= moment or (event ->> 'recover')::boolean)
+        -- Whoever was to render the output of a workflow without open steps may be gone.
+        where w.status = 'RUNNING' and (w.wake_at <= moment or w.steps_open = 0 or recover)
         order by w.id
         limit coalesce((event ->> 'limit')::integer, 500)
         for update skip locked
     loop
-        effect.touched := effect.touched || row(wf.id, null, cause, null)::_step_ref;
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
         if wf.deadline_at <= moment then
             perform _end_workflow(wf.id, 'FAILED', jsonb_build_object(
                 'type', 'BudgetExceeded', 'message', 'the workflow passed its deadline_seconds'
             ), null, moment);
             continue;
         end if;
-        update workflows as w set wake_at = w.deadline_at where w.id = wf.id;
         for s in
             select t.* from steps as t
-            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or (event ->> 'recover')::boolean)
+            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or recover)
             order by t.position
         loop
-            one := _on_due(s, cause, moment);
+            one := _on_due(s, recover, cause, moment);
             effect.started := effect.started || one.started;
             effect.ended := effect.ended || one.ended;
             exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
         end loop;
         update workflows as w
         set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
-        where w.id = wf.id;
+        where w.id = wf.id and w.status = 'RUNNING';
     end loop;
     return effect;
 end;
 $$;
-comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again.';
+comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again, expired or not.';
 
-create function _on_due(s steps, cause integer, moment timestamptz) returns _effect
+create function _on_due(s steps, recover boolean, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
 begin
-    if s.status = 'RUNNING' and s.due_at <= moment then
+    if s.status = 'RUNNING' and not recover then
         if s.attempt > s.max_retries then
             return _fail_step(s, jsonb_build_object('error', jsonb_build_object(
                 'type', 'LeaseExpired', 'message', format('no result after %s attempts', s.attempt)
@@ -118,7 +119,7 @@ begin
         )::_note],
         moment
     );
-    effect.started := array[row(s.workflow_id, s.id, cause, null)::_step_ref];
+    effect.started := array[row(s.workflow_id, s.id, cause)::_step_ref];
     return effect;
 end;
 $$;
@@ -130,15 +131,14 @@ declare
     commands json;
 begin
     with dispatch as (
-        select distinct on (r.workflow_id, r.step_id) r.workflow_id, r.step_id, r.cause, r.not_before
-        from unnest(started) as r
-        order by r.workflow_id, r.step_id, r.not_before desc nulls last
+        select r.workflow_id, r.step_id, min(r.cause) as cause from unnest(started) as r group by r.workflow_id, r.step_id
     ),
     command as (
-        select d.cause, json_build_object(
+        select d.cause, s.position, json_build_object(
             'type', 'dispatch', 'cause', d.cause, 'workflow', s.workflow_id, 'name', w.name, 'step', s.id, 'attempt', s.attempt,
             'deferrals', s.deferrals, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
-            'deadline', least(s.due_at, w.deadline_at), 'not_before', d.not_before, 'traceparent', w.traceparent,
+            'deadline', least(s.due_at, w.deadline_at), 'not_before', _not_before(s.due_at, s.timeout_seconds, moment),
+            'traceparent', w.traceparent,
             'remaining', json_build_object(
                 'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
                 'cost_microdollars',
@@ -156,7 +156,7 @@ begin
         join workflows as w on w.id = d.workflow_id
         where s.status = 'RUNNING'
         union all
-        select t.cause, case when w.status = 'RUNNING'
+        select t.cause, null, case when w.status = 'RUNNING'
             then json_build_object(
                 'type', 'render', 'cause', t.cause, 'workflow', w.id, 'output', w.output_template,
                 'input', case when w.output_uses_input then w.input end,
@@ -180,11 +180,11 @@ begin
         join workflows as w on w.id = t.workflow_id
         where _is_final(w.status) or w.status = 'RUNNING' and w.steps_open = 0
         union all
-        select (r ->> 'cause')::integer,
+        select (r ->> 'cause')::integer, -1,
             (r || coalesce((select jsonb_build_object('status', w.status) from workflows as w where w.id = r ->> 'workflow'), '{}'))::json
         from unnest(replies) as r
     )
-    select json_agg(c.body order by c.cause) into commands from command as c;
+    select json_agg(c.body order by c.cause, c.position) into commands from command as c;
     return coalesce(commands, '[]');
 end;
 $$;
@@ -215,7 +215,7 @@ declare
     slots boolean := false;
     freed _step_ref;
 begin
-    select array_agg(row(t.workflow_id, null, t.cause, null)::_step_ref) into touched
+    select array_agg(row(t.workflow_id, null, t.cause)::_step_ref) into touched
     from (
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
@@ -228,18 +228,19 @@ begin
     for event in
         select e.ordinality::integer - 1 as cause, e.value as body, e.value ->> 'type' as type
         from jsonb_array_elements(events) with ordinality as e
-        where e.value ->> 'type' <> 'step.completed' or e.value ? 'children'
+        where e.value ->> 'type' is distinct from 'step.completed' or e.value ? 'children'
         order by e.ordinality
     loop
         case
             when event.type = 'workflow.requested' then
                 effect := _on_requested(event.body, event.cause, moment);
             when event.type in ('workflow.rendered', 'workflow.failed') then
-                effect := _on_rendered(event.body, moment);
+                effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
-                effect := _on_cancelled(event.body, moment);
+                effect := _on_cancelled(event.body, event.cause, moment);
             when event.type = 'tick' then
                 effect := _on_tick(event.body, event.cause, moment);
+                freed.cause := event.cause;
                 slots := true;
             when event.type in ('step.failed', 'step.deferred', 'step.skipped', 'step.expanded', 'step.completed') then
                 effect := _on_step(event.body, event.cause, moment);
@@ -272,7 +273,7 @@ begin
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
         returning s.workflow_id, s.id, r.attempt, r.usage, r.cause
     )
-    select array_agg(row(d.workflow_id, d.id, d.cause, null)::_step_ref),
+    select array_agg(row(d.workflow_id, d.id, d.cause)::_step_ref),
         array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)
     into completed, notes
     from done as d;
@@ -317,9 +318,9 @@ begin
                 'message', format('the workflow passed its %s', case when event.no_tokens then 'max_tokens' else 'max_cost_usd' end)
             ), null, moment);
         end if;
-        freed := row(event.id, null, event.cause, null)::_step_ref;
+        freed := row(event.id, null, event.cause)::_step_ref;
         slots := true;
-        started := started || _admitted(freed);
+        started := started || _admitted(event.id, event.cause);
     end loop;
     if slots then
         started := started || _admit(max_running, touched, freed, moment);

@@ -28,7 +28,8 @@ begin atomic
         'steps', (
             select coalesce(jsonb_agg(jsonb_build_object(
                 'id', s.id, 'parent', s.parent, 'agent', s.agent, 'status', s.status, 'attempt', s.attempt, 'needs', s.needs,
-                'output', s.output, 'error', s.error, 'started_at', s.started_at, 'finished_at', s.finished_at,
+                'output', case when s.status = 'SUCCESS' then s.output end, 'error', s.error,
+                'started_at', s.started_at, 'finished_at', s.finished_at,
                 'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars)
             ) order by s.parent nulls first, s.position), '[]')
             from steps as s where s.workflow_id = w.id
@@ -78,22 +79,24 @@ begin atomic
     ending as (
         select e.type from entry as e where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled')
     ),
+    last as (
+        select distinct on (e.step_id) e.step_id, case e.type
+            when 'step.completed' then 'SUCCESS'
+            when 'step.failed' then 'FAILED'
+            when 'step.skipped' then 'SKIPPED'
+            when 'step.dispatched' then 'RUNNING'
+            else 'WAITING'
+        end as status
+        from entry as e
+        where e.step_id is not null and e.type <> 'step.late'
+        order by e.step_id, e.seq desc
+    ),
     step as (
-        select s.*, coalesce((
-            select case e.type
-                when 'step.completed' then 'SUCCESS'
-                when 'step.failed' then 'FAILED'
-                when 'step.skipped' then 'SKIPPED'
-                when 'step.dispatched' then 'RUNNING'
-                else 'WAITING'
-            end
-            from entry as e
-            where e.step_id = s.id and e.type <> 'step.late'
-            order by e.seq desc limit 1
-        ), 'PENDING') as status_then
+        select s.*, coalesce(l.status, 'PENDING') as status_then
         from steps as s
+        left join last as l on l.step_id = s.id
         where s.workflow_id = workflow_snapshot.id
-            and (s.parent is null or exists (select from entry as e where e.step_id = s.parent and e.type = 'step.expanded'))
+            and (s.parent is null or s.parent in (select e.step_id from entry as e where e.type = 'step.expanded'))
     )
     select json_build_object(
         'id', w.id, 'workflow', w.name, 'version', w.version, 'seq', least(w.seq, workflow_snapshot.seq),

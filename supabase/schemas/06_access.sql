@@ -34,6 +34,7 @@ begin
     foreach role in array array['anon', 'authenticated'] loop
         if exists (select from pg_roles where rolname = role) then
             execute format('revoke all on workflows, steps, edges, history, dead_letters from %I', role);
+            execute format('revoke all on sequence dead_letters_id_seq from %I', role);
         end if;
     end loop;
     if exists (select from pg_roles where rolname = 'service_role') then

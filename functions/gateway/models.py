@@ -1,0 +1,181 @@
+"""What the API takes and gives, as its documentation shows it.
+
+Answers come from the state as they are; a test holds them to these models.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+
+from shared.messages import Budget, Usage, WorkflowRequested
+from shared.messages.payloads import Name, StepId, WorkflowId
+
+MAX_INPUT_FIELDS = 1000
+"""No definition has as many; more of them would only cost the time to list each as unknown."""
+
+WorkflowStatus = Literal["QUEUED", "RUNNING", "WAITING", "SUCCESS", "FAILED", "CANCELLED"]
+StepStatus = Literal["PENDING", "RUNNING", "WAITING", "SUCCESS", "FAILED", "SKIPPED", "CANCELLED"]
+_EXAMPLE_ID = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SubmitRequest(WorkflowRequested):
+    """A workflow to run."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "workflow": "report",
+                    "input": {"brief": "Why do ferries to Oban run late, and what can be done about it?"},
+                    "budget": {"max_cost_usd": 0.5, "deadline_seconds": 900},
+                }
+            ]
+        }
+    )
+
+    workflow: Annotated[Name, Field(description="The definition to run.", examples=["report"])]
+    input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
+        default_factory=dict, description="The fields that the definition takes.", examples=[{"brief": "Why do ferries run late?"}]
+    )
+    budget: Budget = Field(default=Budget(), description="Limits that replace the definition's; what is left out stays as it is.")
+    priority: int = Field(default=0, ge=-100, le=100, description="Where others wait for a slot too, the highest comes first.")
+
+
+class CancelRequest(_Part):
+    """Why a workflow is cancelled."""
+
+    # PostgreSQL's jsonb has no NUL.
+    reason: str = Field(
+        default="", max_length=500, pattern=r"^[^\x00]*$", description="Kept with the workflow.", examples=["asked for twice"]
+    )
+
+
+class Links(_Part):
+    """Where to look next."""
+
+    self: str = Field(examples=[f"/v1/workflows/{_EXAMPLE_ID}"])
+    history: str = Field(examples=[f"/v1/workflows/{_EXAMPLE_ID}/history"])
+
+
+class Accepted(_Part):
+    """The workflow that a request was about, durable by now."""
+
+    id: WorkflowId = Field(examples=[_EXAMPLE_ID])
+    status: WorkflowStatus = Field(description="As of this answer.")
+    links: Links
+
+
+class Failure(_Part):
+    """Why something failed."""
+
+    type: str = Field(examples=["BudgetExceeded"])
+    message: str = Field(examples=["the workflow passed its max_tokens"])
+    step: StepId | None = Field(default=None, description="The step that failed the workflow.")
+
+
+class Limits(_Part):
+    """The budget in force; null means no limit."""
+
+    max_steps: int | None
+    max_tokens: int | None
+    max_cost_microdollars: int | None = Field(description="Millionths of a dollar.")
+    deadline_seconds: float | None = Field(description="Counted from the start of the first step.")
+
+
+class WorkflowHead(_Part):
+    """One run of a definition, without its steps."""
+
+    id: WorkflowId = Field(examples=[_EXAMPLE_ID])
+    workflow: Name = Field(description="The definition.", examples=["report"])
+    version: int = Field(description="Of the definition, as it was at the request.")
+    status: WorkflowStatus
+    priority: int
+    seq: int = Field(description="The number of the last history entry.")
+    steps_total: int = Field(description="Steps so far: plans and debates add more as they go.")
+    steps_open: int = Field(description="Steps that have not ended.")
+    error: Failure | None
+    usage: Usage
+    created_at: AwareDatetime
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+
+
+class Step(_Part):
+    """One unit of agent work."""
+
+    id: StepId = Field(examples=["research/0"])
+    parent: StepId | None = Field(description="The step that added this one.", examples=["research"])
+    agent: str = Field(examples=["researcher"])
+    status: StepStatus
+    attempt: int = Field(description="The last attempt, counted from 1; 0 before the first.")
+    needs: list[StepId]
+    output: Any = None
+    error: Failure | None
+    started_at: AwareDatetime | None
+    finished_at: AwareDatetime | None
+    usage: Usage
+
+
+class Workflow(WorkflowHead):
+    """One run of a definition, with its steps, input and output."""
+
+    input: dict[str, Any]
+    output: Any = Field(description="Null until the workflow ended with SUCCESS.")
+    budget: Limits
+    steps: list[Step]
+
+
+class WorkflowPage(_Part):
+    """Workflows, the newest first."""
+
+    items: list[WorkflowHead]
+    next_cursor: str | None = Field(description="Give this as `cursor` for the next page; null on the last.")
+
+
+class HistoryEntry(_Part):
+    """Something that happened."""
+
+    seq: int
+    at: AwareDatetime
+    type: str = Field(examples=["step.completed"])
+    step: StepId | None
+    attempt: int | None
+    data: Any = None
+
+
+class HistoryPage(_Part):
+    """History entries, the oldest first."""
+
+    items: list[HistoryEntry]
+    next_after: int | None = Field(description="Give this as `after` for the next page; null when there is no more so far.")
+
+
+class Health(_Part):
+    """The gateway answers."""
+
+    status: Literal["ok"]
+    timestamp: AwareDatetime
+    uptime: float = Field(description="Seconds since this instance began to answer.", examples=[12.5])
+
+
+class FieldMistake(_Part):
+    """One thing that is wrong with a request."""
+
+    field: str = Field(description="Dotted; `body` for the body as a whole.", examples=["budget.max_tokens"])
+    message: str = Field(examples=["Input should be greater than or equal to 0"])
+
+
+class Problem(BaseModel):
+    """What went wrong: https://www.rfc-editor.org/rfc/rfc9457."""
+
+    type: str = Field(
+        description="`about:blank` where the status says it all.", examples=["urn:agent-team:problem:invalid-request"]
+    )
+    title: str = Field(examples=["The request is not valid"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["workflow: Field required"])
+    errors: list[FieldMistake] | None = Field(default=None, description="With 422: every mistake, without the value that was sent.")

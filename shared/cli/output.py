@@ -1,0 +1,86 @@
+"""What people and pipes get to see: results on standard output, everything else on standard error.
+
+Text that comes from outside (a model, a file) is cleared of control characters before a terminal sees it, so that it cannot move
+the cursor or change colours. In a pipe a result is what it is, as UTF-8.
+"""
+
+import re
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from shared.config import Settings
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def messages() -> Console:
+    """Standard error. Made anew each time, because the stream may have been replaced."""
+    return Console(stderr=True, highlight=False)
+
+
+def say(text: str, *, style: str = "") -> None:
+    """One message on standard error, never wrapped."""
+    messages().print(Text(printable(text), style=style), soft_wrap=True)
+
+
+def say_error(text: str) -> None:
+    """`error: …` on standard error, the first word in red on a terminal."""
+    messages().print(Text.assemble(("error:", "bold red"), " ", printable(text)), soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """`text` without control characters; line ends and tabs stay."""
+    return _CONTROL.sub("", text)
+
+
+def one_line(text: str, *, longest: int = 300) -> str:
+    """`text` on one line, cut off after `longest` characters."""
+    flat = " ".join(printable(text).split())
+    return flat if len(flat) <= longest else f"{flat[: longest - 1]}…"
+
+
+def write_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    _write(orjson.dumps(value, option=orjson.OPT_INDENT_2))
+
+
+def write_result(output: Any) -> None:
+    """A workflow's output: its `text` where it has one, as Markdown on a terminal; else JSON."""
+    if not isinstance(output, Mapping) or not isinstance(output.get("text"), str):
+        write_json(output)
+    elif sys.stdout.isatty():
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(printable(output["text"])))
+    else:
+        # As bytes: what a pipe gets must not depend on the locale.
+        _write(output["text"].encode("utf-8", "replace"))
+
+
+def describe_model(settings: "Settings") -> str:
+    """Which model answers."""
+    if settings.gemini_api_key is None:
+        return "offline, extractive (set GEMINI_API_KEY to ask Gemini)"
+    return f"Gemini, {settings.ai_model_default}"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `1,200 steps`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(names: list[str], *, most: int = 5) -> str:
+    """Names with commas in between; beyond `most` only how many more there are."""
+    more = len(names) - most
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
+
+
+def _write(data: bytes) -> None:
+    typer.echo(data if data.endswith(b"\n") else data + b"\n", nl=False)

@@ -1,0 +1,141 @@
+"""A workflow's progress, worked out from its history: no I/O, no clock."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from shared.cli.output import counted, one_line
+
+State = Literal["running", "waiting", "done", "skipped", "failed", "cancelled"]
+_ENDED: tuple[State, ...] = ("done", "skipped", "failed", "cancelled")
+_LONGEST_NOTE = 160
+
+
+@dataclass(slots=True)
+class StepProgress:
+    """One step as far as it has come."""
+
+    id: str
+    started: datetime
+    state: State = "running"
+    ended: datetime | None = None
+    note: str = ""
+    """What is worth saying beside the state."""
+
+    @property
+    def depth(self) -> int:
+        """How far down it stands: 0 for a step of the definition, 1 for its children."""
+        return self.id.count("/")
+
+    @property
+    def has_ended(self) -> bool:
+        return self.state in _ENDED
+
+    def seconds(self, now: datetime) -> float:
+        """How long it took, or has taken so far."""
+        return max(0.0, ((now if self.ended is None else self.ended) - self.started).total_seconds())
+
+
+@dataclass(slots=True)
+class Progress:
+    """All steps that have begun, in the order in which they did."""
+
+    steps: dict[str, StepProgress] = field(default_factory=dict)
+    requested: datetime | None = None
+    started: datetime | None = None
+    """When the workflow got its slot; None while it is queued."""
+
+    def apply(self, entry: Mapping[str, Any]) -> str | None:
+        """Take in a history entry and return it as a line for people, without its time; None when there is nothing to say."""
+        at = datetime.fromisoformat(entry["at"])
+        if self.requested is None:
+            self.requested = at
+        if entry["step"] is None:
+            return self._workflow_changed(entry["type"], at)
+        step = self.steps.get(entry["step"])
+        if step is None:
+            step = self.steps[entry["step"]] = StepProgress(entry["step"], at)
+            if entry["type"] == "step.dispatched":
+                return f"{step.id}: started"
+        said = _changed(step, entry, at)
+        return None if said is None else f"{step.id}: {said}"
+
+    def elapsed_seconds(self, at: datetime) -> float:
+        """Time since the workflow was asked for."""
+        return 0.0 if self.requested is None else max(0.0, (at - self.requested).total_seconds())
+
+    def in_order(self) -> Iterator[StepProgress]:
+        """Every step, each followed by its children."""
+        children: dict[str, list[StepProgress]] = {}
+        for step in self.steps.values():
+            children.setdefault(step.id.rpartition("/")[0], []).append(step)
+        pending = children.get("", [])[::-1]
+        while pending:
+            step = pending.pop()
+            yield step
+            pending.extend(children.get(step.id, [])[::-1])
+
+    def _workflow_changed(self, kind: str, at: datetime) -> str | None:
+        if kind == "workflow.started":
+            self.started = at
+            waited = self.elapsed_seconds(at)
+            return f"waited {waited:.1f} s for a free slot" if waited >= 1 else None
+        if kind in ("workflow.failed", "workflow.cancelled"):
+            for step in self.steps.values():
+                if not step.has_ended:
+                    step.state, step.ended = "cancelled", at
+        return None
+
+
+def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str | None:
+    data = entry["data"] if entry["data"] is not None else {}
+    match entry["type"]:
+        case "step.dispatched":
+            return _dispatched(step)
+        case "step.completed":
+            return _ended(step, at, "done", "done in")
+        case "step.failed":
+            return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
+        case "step.skipped":
+            _ended(step, at, "skipped", "", note="its condition does not hold")
+            return f"skipped: {step.note}"
+        case "step.expanded":
+            step.state, step.note = "waiting", f"waits for {counted(data['steps'], 'step')}"
+            return f"goes on in {counted(data['steps'], 'step')}"
+        case "step.retried" | "step.lease_expired":
+            return _retried(step, entry["attempt"], data, at)
+        case "step.deferred":
+            step.state, step.note = "waiting", f"for {_pause(data, at):.1f} s, a quota is used up"
+            return f"waits {step.note}"
+        case "step.late":
+            return f"a result of attempt {entry['attempt']} came too late and is dropped"
+        case _:
+            return None
+
+
+def _dispatched(step: StepProgress) -> str | None:
+    again = step.state == "running"
+    step.state = "running"
+    # A retry was announced when the attempt before it failed.
+    return "starts again" if again else None
+
+
+def _retried(step: StepProgress, attempt: int, data: Mapping[str, Any], at: datetime) -> str:
+    reason = "nothing was heard of it" if data["error"] is None else _error(data["error"])
+    upcoming = f"attempt {attempt} in {_pause(data, at):.1f} s"
+    step.state, step.note = "waiting", f"{upcoming}: {reason}"
+    return f"attempt {attempt - 1} failed ({reason}); {upcoming}"
+
+
+def _ended(step: StepProgress, at: datetime, state: State, how: str, *, note: str = "") -> str:
+    step.state, step.ended, step.note = state, at, note
+    return f"{how} {step.seconds(at):.2f} s"
+
+
+def _error(error: Mapping[str, Any]) -> str:
+    return one_line(f"{error.get('type', 'error')}: {error.get('message', '')}", longest=_LONGEST_NOTE)
+
+
+def _pause(data: Mapping[str, Any], at: datetime) -> float:
+    return max(0.0, (datetime.fromisoformat(data["not_before"]) - at).total_seconds())

@@ -1,0 +1,38 @@
+"""`agent-team run`: a workflow here and now, on the embedded platform."""
+
+from typing import Annotated
+
+import typer
+
+from shared.cli.session import session
+
+
+def run(
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.")],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--input",
+            "-i",
+            metavar="FILE",
+            help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
+        ),
+    ] = None,
+    param: Annotated[
+        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the finished workflow as one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+) -> None:
+    """Run a workflow here and print its result. Exits with 0 on success, 1 when the workflow failed, 2 when it could not start."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.inputs import find_definition, read_input
+        from shared.cli.running import LocalRun
+        from shared.runtime import Runtime
+
+        live = Runtime(settings)
+        definition = find_definition(live, workflow)
+        given = read_input(
+            definition, source=source, params=param if param is not None else (), max_bytes=settings.max_payload_bytes
+        )
+        raise typer.Exit(LocalRun(live, definition, given, as_json=as_json, verbose=verbose).execute())

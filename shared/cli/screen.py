@@ -1,0 +1,121 @@
+"""Shows progress on standard error: a tree that moves on a terminal, lines anywhere else."""
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, Protocol
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from shared.cli.output import messages, printable
+from shared.cli.progress import Progress, StepProgress
+from shared.clock import Clock
+
+_REFRESH_SECONDS = 0.1
+_MOST_ROWS_AT_THE_END = 60
+_FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_MARKS = {
+    "running": ("•", "cyan"),
+    "waiting": ("◌", "yellow"),
+    "done": ("✓", "green"),
+    "skipped": ("-", "dim"),
+    "failed": ("✗", "bold red"),
+    "cancelled": ("-", "dim"),
+}
+
+
+class Screen(Protocol):
+    """Where progress is shown."""
+
+    def show(self, entry: Mapping[str, Any]) -> None:
+        """Take in and show one history entry of the workflow."""
+        ...
+
+
+@asynccontextmanager
+async def open_screen(clock: Clock, *, live: bool) -> AsyncIterator[Screen]:
+    """A screen for one workflow. `live` asks for the tree, which needs a terminal that can move its cursor."""
+    console = messages()
+    if not (live and console.is_interactive):
+        yield _Lines(console)
+        return
+    tree = _Tree(console, clock)
+    with Live(console=console, auto_refresh=False, get_renderable=tree.render) as view:
+        refreshing = asyncio.create_task(_refresh(view, clock))
+        try:
+            yield tree
+        finally:
+            refreshing.cancel()
+            tree.has_ended = True
+            view.refresh()
+
+
+async def _refresh(view: Live, clock: Clock) -> None:
+    while True:
+        view.refresh()
+        await clock.sleep(_REFRESH_SECONDS)
+
+
+class _Lines:
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress()
+
+    def show(self, entry: Mapping[str, Any]) -> None:
+        line = self._progress.apply(entry)
+        if line is not None:
+            elapsed = self._progress.elapsed_seconds(datetime.fromisoformat(entry["at"]))
+            indent = "  " * (0 if entry["step"] is None else entry["step"].count("/"))
+            self._console.print(Text(printable(f"{elapsed:8.2f} s  {indent}{line}")), soft_wrap=True)
+
+
+class _Tree:
+    def __init__(self, console: Console, clock: Clock) -> None:
+        self._console = console
+        self._clock = clock
+        self._progress = Progress()
+        self.has_ended = False
+
+    def show(self, entry: Mapping[str, Any]) -> None:
+        self._progress.apply(entry)
+
+    def render(self) -> RenderableType:
+        now = self._clock.now()
+        steps = list(self._progress.in_order())
+        shown, hidden = _fold(steps, room=_MOST_ROWS_AT_THE_END if self.has_ended else self._console.height - 3)
+        table = Table.grid(padding=(0, 1))
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
+        for step in shown:
+            table.add_row(_name(step, now), f"{step.seconds(now):.2f} s", Text(printable(step.note)))
+        if hidden:
+            table.add_row(Text(f"  … and {hidden} more", style="dim"), "", "")
+        if self._progress.started is None and not self.has_ended:
+            return Group(table, Text("waiting for a free slot (MAX_CONCURRENT_PIPELINES)", style="dim"))
+        return table
+
+
+def _name(step: StepProgress, now: datetime) -> Text:
+    mark, style = _MARKS[step.state]
+    if step.state == "running":
+        mark = _FRAMES[int(now.timestamp() / _REFRESH_SECONDS) % len(_FRAMES)]
+    name = step.id.rpartition("/")[2] if step.depth else step.id
+    return Text.assemble(
+        "  " * (step.depth + 1), (mark, style), " ", (name, "" if step.state == "running" else style.replace("bold ", ""))
+    )
+
+
+def _fold(steps: list[StepProgress], *, room: int) -> tuple[list[StepProgress], int]:
+    """The steps for which there is room, and how many are left out: children that are done first, then the oldest."""
+    excess = len(steps) - max(1, room)
+    if excess <= 0:
+        return steps, 0
+    foldable = [index for index, step in enumerate(steps) if step.depth and step.state == "done"]
+    foldable += [index for index, step in enumerate(steps) if not (step.depth and step.state == "done")]
+    left_out = set(foldable[: excess + 1])
+    return [step for index, step in enumerate(steps) if index not in left_out], len(left_out)

@@ -1,0 +1,118 @@
+"""`agent-team workflows`: what the team knows to do."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from shared.cli.session import told_plainly
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from shared.workflows import Definition, Step
+
+_WIDTH_IN_A_PIPE = 1000
+
+app = typer.Typer(help="List, check and show workflow definitions.", invoke_without_command=True)
+
+
+@app.callback()
+def default(context: typer.Context) -> None:
+    """List, check and show workflow definitions."""
+    if context.invoked_subcommand is None:
+        list_()
+
+
+@app.command(name="list")
+def list_() -> None:
+    """Every workflow of this installation."""
+    with told_plainly():
+        for definition in sorted(_definitions().values(), key=lambda one: one.name):
+            typer.echo(f"{definition.name} v{definition.version}  {definition.description}")
+            if definition.input:
+                typer.echo(f"    input: {_fields(definition)}")
+            if definition.schedule is not None:
+                typer.echo(f"    schedule: {definition.schedule} (UTC)")
+
+
+@app.command()
+def check(
+    file: Annotated[
+        Path | None, typer.Argument(metavar="[FILE]", help="A definition; all of this installation when left out.")
+    ] = None,
+) -> None:
+    """Check definitions: exits with 2 and the line of every mistake when one is wrong."""
+    with told_plainly():
+        definitions = _definitions() if file is None else {str(file): _load(file)}
+        for name, definition in definitions.items():
+            typer.echo(f"{name}: right, {len(definition.steps)} steps")
+
+
+@app.command()
+def show(
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.")],
+) -> None:
+    """The steps of a workflow, each below the last step that it waits for."""
+    with told_plainly():
+        from rich.console import Console
+
+        from shared.cli.inputs import find_definition
+        from shared.config import Settings
+        from shared.runtime import Runtime
+
+        # Default settings: definitions do not depend on the environment.
+        width = None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE
+        Console(highlight=False, width=width).print(_tree(find_definition(Runtime(Settings()), workflow)))
+
+
+def _definitions() -> "dict[str, Definition]":
+    from shared.runtime.wiring import WORKFLOWS
+    from shared.workflows import load_definitions
+
+    return load_definitions(WORKFLOWS, agents=_agents())
+
+
+def _load(file: Path) -> "Definition":
+    from shared.workflows import load_definition
+
+    return load_definition(file, agents=_agents())
+
+
+def _agents() -> list[str]:
+    from shared.runtime.spec import load_functions
+
+    return [name for name, spec in load_functions().items() if spec.is_agent]
+
+
+def _fields(definition: "Definition") -> str:
+    return ", ".join(f"{name} ({field.type}{', required' if field.required else ''})" for name, field in definition.input.items())
+
+
+def _tree(definition: "Definition") -> "Tree":
+    from graphlib import TopologicalSorter
+
+    from rich.text import Text
+    from rich.tree import Tree
+
+    root = Tree(Text(f"{definition.name} v{definition.version}  {definition.description}"))
+    steps = {step.id: step for step in definition.steps}
+    branches: dict[str, Tree] = {}
+    depths: dict[str, int] = {}
+    for step_id in TopologicalSorter({step.id: step.needs for step in definition.steps}).static_order():
+        step = steps[step_id]
+        parent = max(step.needs, key=depths.__getitem__, default=None)
+        depths[step_id] = 0 if parent is None else depths[parent] + 1
+        others = [need for need in step.needs if need != parent]
+        branches[step_id] = (root if parent is None else branches[parent]).add(Text(_line(step, others)))
+    return root
+
+
+def _line(step: "Step", others: list[str]) -> str:
+    what = f"agent {step.agent}" if step.agent is not None else f"pattern {step.pattern}"
+    notes = [f"for each of {step.for_each}"] if step.for_each is not None else []
+    notes += [f"when {step.when}"] if step.when is not None else []
+    notes += [f"also needs {', '.join(others)}"] if others else []
+    notes += ["goes on if it fails"] if step.on_failure == "continue" else []
+    return f"{step.id}: {what}{''.join(f'; {note}' for note in notes)}"

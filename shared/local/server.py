@@ -1,0 +1,113 @@
+"""The local platform over HTTP: the gateway at `/`, and every function where Pub/Sub would push to it, at `/functions/NAME`."""
+
+import asyncio
+import errno
+import socket
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import cast
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from shared.errors import ConfigurationError
+from shared.runtime import Runtime, load
+from shared.runtime.door import push
+
+_GATEWAY = "gateway"
+_GRACE_SECONDS = 3
+"""How long requests in progress may take once the server is told to end."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that listens on `host` and `port`, 0 for any free one. Raises ConfigurationError when it is not to be had."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family)
+    except socket.gaierror as error:
+        raise ConfigurationError(f"{host!r} is no address of this machine; use --host 127.0.0.1 or 0.0.0.0") from error
+    except PermissionError as error:
+        raise ConfigurationError(f"port {port} needs more rights; choose one above 1023: --port 8080") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            other = port + 1 if port < 65535 else 8080
+            message = f"port {port} on {host} is in use; end what uses it, or choose another: --port {other}"
+        else:
+            message = f"{host} is no address of this machine; use --host 127.0.0.1 or 0.0.0.0"
+        raise ConfigurationError(message) from error
+
+
+def create_app(live: Runtime) -> ASGIApp:
+    """What answers: `/functions/NAME` takes what Pub/Sub or the scheduler would send there, the gateway takes all the rest."""
+    functions = {name: load(name) for name in live.functions}
+    apps = {name: function.app(live) for name, function in functions.items() if function.app is not None}
+    handlers = {name: function.handlers(live) for name, function in functions.items() if function.app is None}
+
+    async def call(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name in apps:
+            return cast("Response", _AtItsRoot(apps[name]))
+        if name in handlers:
+            return await push(request, handlers[name], max_bytes=live.settings.max_payload_bytes)
+        detail = f"there is no function {name!r}; there are: {', '.join(functions)}"
+        problem = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": detail}
+        return JSONResponse(problem, status_code=404, media_type="application/problem+json")
+
+    routes: list[BaseRoute] = [Route("/functions/{name}", call, methods=["POST"])]
+    if _GATEWAY in apps:
+        routes.append(Mount("/", app=apps[_GATEWAY]))
+    return Starlette(routes=routes)
+
+
+async def serve(app: ASGIApp, listening: socket.socket, *, on_started: Callable[[], None]) -> None:
+    """Answer requests until cancelled; those in progress then get 3 s to end."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_SECONDS,
+    )
+    await _Server(config, on_started).serve_until_cancelled(listening)
+
+
+class _AtItsRoot:
+    """A function's app, which in the cloud has an address of its own."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._app({**scope, "path": "/", "raw_path": b"/", "root_path": ""}, receive, send)
+
+
+class _Server(uvicorn.Server):
+    """Ends when its task is cancelled: signals belong to the command line."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    async def serve_until_cancelled(self, listening: socket.socket) -> None:
+        serving = asyncio.create_task(self.serve(sockets=[listening]))
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            self.should_exit = True
+            await serving
+            raise

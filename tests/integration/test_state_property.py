@@ -1,0 +1,194 @@
+"""Whatever happens to messages and processes: every workflow ends once, and every step has one recorded result."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+from hypothesis import HealthCheck, given, note, settings
+from hypothesis import strategies as st
+
+from shared.state import Command, Event
+
+from .door import TABLES, Door
+from .simulation import FINAL, Team, Work
+
+_TURNS = 400
+"""Far more than any example needs once nothing goes wrong any more."""
+
+
+class Runner:
+    """A connection and the event loop that it lives in, for tests that hypothesis calls hundreds of times."""
+
+    def __init__(self, dsn: str) -> None:
+        self.loop = asyncio.Runner()
+        self.run = self.loop.run
+        self.connection: asyncpg.Connection[asyncpg.Record] = self.run(asyncpg.connect(dsn))
+
+    def close(self) -> None:
+        self.run(self.connection.close())
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def runner(module_database: str) -> Iterator[Runner]:
+    runner = Runner(module_database)
+    yield runner
+    runner.close()
+
+
+class Witness:
+    """Looks at the state after every call and holds it to its promises."""
+
+    def __init__(self, runner: Runner, max_running: int) -> None:
+        self._runner = runner
+        self._max_running = max_running
+        self.workflows: dict[str, dict[str, Any]] = {}
+        self.steps: dict[tuple[str, str], dict[str, Any]] = {}
+        self.seen: dict[tuple[str, int], tuple[str, dict[str, str]]] = {}
+
+    def look(self, events: list[Event], commands: list[Command]) -> None:
+        note(f"{[_short(event) for event in events]} → {[_short(command) for command in commands]}")
+        before, ended = self.steps, {id for id, row in self.workflows.items() if row["status"] in FINAL}
+        self.workflows = {row["id"]: row for row in self._fetch("select * from workflows")}
+        self.steps = {(row["workflow_id"], row["id"]): row for row in self._fetch("select * from steps")}
+        self._recorded_results_stay(before)
+        self._steps_start_after_their_needs()
+        self._counters_agree()
+        for command in commands:
+            if command["type"] == "dispatch":
+                assert command["workflow"] not in ended, "dispatched after the workflow's end"
+                self._is_rightly_dispatched(command)
+        self._remember()
+
+    def _recorded_results_stay(self, before: dict[tuple[str, str], dict[str, Any]]) -> None:
+        for key, row in before.items():
+            if row["status"] in FINAL:
+                assert {**self.steps[key], "late": None} == {**row, "late": None}, "a step changed after it had ended"
+
+    def _steps_start_after_their_needs(self) -> None:
+        for (workflow, id), row in self.steps.items():
+            if row["started_at"] is not None:
+                open_needs = [need for need in row["needs"] if self.steps[workflow, need]["status"] not in FINAL]
+                assert not open_needs, f"{id} started before {open_needs} had ended"
+            assert row["attempt"] <= row["max_retries"] + 1, f"{id} has more attempts than it may"
+
+    def _counters_agree(self) -> None:
+        for id, row in self.workflows.items():
+            own = [step for (workflow, _), step in self.steps.items() if workflow == id]
+            still_open = [step["id"] for step in own if step["status"] not in FINAL]
+            assert row["steps_total"] == len(own)
+            assert row["steps_open"] == len(still_open)
+            assert not (row["status"] in FINAL and still_open), "open steps in a workflow that has ended"
+        running = [id for id, row in self.workflows.items() if row["status"] == "RUNNING"]
+        assert len(running) <= self._max_running, f"{running} run at once"
+
+    def _is_rightly_dispatched(self, command: Command) -> None:
+        row = self.steps[command["workflow"], command["step"]]
+        assert (row["status"], row["attempt"]) == ("RUNNING", command["attempt"])
+        outputs = {need: self.steps[command["workflow"], need]["output"] for need in row["needs"]}
+        assert command["upstream"] == {need: output and orjson.loads(output) for need, output in outputs.items()}
+
+    def _remember(self) -> None:
+        """A workflow looks the same whenever it is at one entry of its history."""
+        for id, row in self.workflows.items():
+            statuses = {step["id"]: step["status"] for (workflow, _), step in self.steps.items() if workflow == id}
+            now = (row["status"], statuses)
+            assert self.seen.setdefault((id, row["seq"]), now) == now, "something changed without an entry in the history"
+
+    def histories_and_snapshots_agree(self) -> None:
+        for id, row in self.workflows.items():
+            entries = self._fetch("select seq from history where workflow_id = $1 order by seq", id)
+            assert [entry["seq"] for entry in entries] == list(range(1, row["seq"] + 1))
+            snapshots = self._fetch(
+                "select seq, workflow_snapshot($1, seq) as snapshot from generate_series(1, $2) as seq", id, row["seq"]
+            )
+            for seq, snapshot in ((one["seq"], orjson.loads(one["snapshot"])) for one in snapshots):
+                shown = (snapshot["status"], {step["id"]: step["status"] for step in snapshot["steps"]})
+                assert self.seen.get((id, seq), shown) == shown, f"the snapshot at {seq} differs from what was"
+            (now,) = self._fetch("select get_workflow($1) as workflow", id)
+            fields = ("id", "parent", "agent", "status")
+            last = orjson.loads(now["workflow"])
+            assert [[step[name] for name in fields] for step in snapshot["steps"]] == [
+                [step[name] for name in fields] for step in last["steps"]
+            ]
+            assert [step["output"] for step in snapshot["steps"]] == [step["output"] for step in last["steps"]]
+
+    def _fetch(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
+        return [dict(row) for row in self._runner.run(self._runner.connection.fetch(query, *arguments))]
+
+
+def _short(message: dict[str, Any]) -> str:
+    names = ("type", "workflow", "step", "attempt", "deferrals", "status")
+    return " ".join(str(message[name]) for name in names if name in message)
+
+
+@st.composite
+def works(draw: st.DrawFn, *, most: int, depth: int) -> tuple[Work, ...]:
+    made: list[Work] = []
+    for n in range(draw(st.integers(0 if depth < 2 else 1, most))):
+        kind = draw(st.sampled_from(["plain", "plain", "plain", "skip", "many", "spawn"][: 6 if depth else 4]))
+        acts = st.sampled_from(["fail", "fail for long", "defer", "defer shortly", "lost"])
+        ends = ["ok", "ok", "ok", "answer late and again", "permanent"] if kind == "plain" else ["ok"]
+        has_children = kind in ("many", "spawn")
+        made.append(
+            Work(
+                kind=kind,
+                needs=tuple(draw(st.sets(st.integers(0, n - 1), max_size=3))) if n else (),
+                acts=() if kind in ("skip", "many") else tuple(draw(st.lists(acts, max_size=2))),
+                end=draw(st.sampled_from(ends)),
+                on_failure=draw(st.sampled_from(["continue", "fail"])),
+                max_retries=draw(st.sampled_from([3, 1, 0])),
+                join=draw(st.sampled_from([99, None, 0])) if has_children else None,
+                children=draw(works(most=3, depth=depth - 1)) if has_children else (),
+            )
+        )
+    return tuple(made)
+
+
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_steps": st.integers(4, 10),
+        "max_tokens": st.integers(60, 300),
+        "deadline_seconds": st.sampled_from([45, 700]),
+        "priority": st.integers(-1, 1),
+    },
+)
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(
+    plans=st.lists(st.tuples(works(most=8, depth=2), LIMITS), min_size=1, max_size=3),
+    max_running=st.integers(1, 3),
+    numbers=st.lists(st.integers(0, 11), max_size=100),
+)
+def test_every_workflow_ends_once_with_one_result_per_step(
+    runner: Runner, plans: list[tuple[tuple[Work, ...], dict[str, Any]]], max_running: int, numbers: list[int]
+) -> None:
+    runner.run(runner.connection.execute("; ".join(f"delete from {table}" for table in TABLES)))
+    door = Door(runner.connection, max_running=max_running)
+    witness = Witness(runner, max_running)
+    team = Team(door, runner.run, iter(numbers), witness.look)
+    for steps, limits in plans:
+        team.request(steps, **limits)
+
+    for _ in range(_TURNS):
+        team.turn()
+        if (
+            not team.flying
+            and len(witness.workflows) == len(plans)
+            and all(w["status"] in FINAL for w in witness.workflows.values())
+        ):
+            break
+    else:
+        pytest.fail(f"after {_TURNS} turns there are { ({id: w['status'] for id, w in witness.workflows.items()}) }")
+
+    if not team.a_tick_was_lost:
+        assert team.told == set(team.workflows), "a workflow ended and nobody was told"
+    before = team.dump()
+    assert not [c for c in runner.run(door.advance(*team.applied)) if c["type"] in ("dispatch", "render")]
+    assert team.dump() == before, "all that was applied, applied again, changed the state"
+    witness.histories_and_snapshots_agree()
