@@ -99,16 +99,16 @@ def _entry(function: Function) -> HttpFunction:
     @cache
     def app() -> ASGIApp:
         assert function.app is not None
-        return function.app(runtime())
+        return function.app(runtime(function.name))
 
     @cache
     def handlers() -> Handlers:
-        return function.handlers(runtime())
+        return function.handlers(runtime(function.name))
 
     async def entry(request: Request) -> Any:
         if function.app is not None:
             return app()
-        return await push(request, handlers(), max_bytes=runtime().settings.max_payload_bytes)
+        return await push(request, handlers(), max_bytes=runtime(function.name).settings.max_payload_bytes)
 
     # functions-framework knows a function by its name.
     entry.__name__ = entry.__qualname__ = function.name

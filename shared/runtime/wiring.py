@@ -4,6 +4,7 @@ import logging
 import os
 import secrets
 import tempfile
+from collections.abc import Collection
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,10 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 
 
 class Runtime:
-    """The live objects of one process. What is passed in is used as it is; the rest is opened as the settings say."""
+    """The live objects of one process. What is passed in is used as it is; the rest is opened as the settings say.
+
+    `functions` names what the process serves; None is the whole platform on one machine.
+    """
 
     def __init__(
         self,
@@ -43,10 +47,12 @@ class Runtime:
         store: "WorkflowStore | None" = None,
         model: "Model | None" = None,
         workflows: Path = WORKFLOWS,
+        functions: Collection[str] | None = None,
     ) -> None:
         self.settings = settings
         self.clock: Clock = SystemClock() if clock is None else clock
         self._workflows = workflows
+        self._serves = functions
         # A cached property looks here before it opens anything.
         given = {"bus": bus, "guards": guards, "store": store, "model": model}
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
@@ -70,10 +76,9 @@ class Runtime:
 
     @cached_property
     def store(self) -> "WorkflowStore":
-        from shared.state import WorkflowStore
-        from shared.state.postgres import PostgresCaller
+        from shared.state import open_store
 
-        return WorkflowStore(PostgresCaller(self.database_url), max_running=self.settings.max_concurrent_pipelines)
+        return open_store(self.settings, functions=self._serves, database_url=lambda: self.database_url)
 
     @cached_property
     def database_url(self) -> str:
@@ -154,14 +159,17 @@ class Runtime:
 _runtime: Runtime | None = None
 
 
-def runtime() -> Runtime:
-    """The runtime of this process, from the environment. Raises ConfigurationError that lists every mistake."""
+def runtime(function: str | None = None) -> Runtime:
+    """The runtime of this process, from the environment; it is made for `function`, which the process serves.
+
+    Raises ConfigurationError that lists every mistake.
+    """
     global _runtime
     if _runtime is None:
         settings = load_settings()
         redact_values(*settings.secret_values())
         configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
-        _runtime = Runtime(settings)
+        _runtime = Runtime(settings, functions=None if function is None else (function,))
     return _runtime
 
 

@@ -1,24 +1,31 @@
 """The state over a connection: asyncpg, pooled, errors translated.
 
-Works through a transaction pooler too: nothing relies on a session, and `?statement_cache_size=0` in `DATABASE_URL` turns prepared
-statements off.
+Works through a transaction pooler (pgbouncer, Supabase's Supavisor) too. Nothing relies on a session, every call is one transaction,
+and without prepared statements a call's parsing and execution reach the server in one piece. They are off when `DATABASE_URL` says
+`?statement_cache_size=0`, or `?pgbouncer=true` as the dashboard's own strings do, or names port 6543, where Supabase's transaction
+pooler listens; a `statement_cache_size` that is given wins. The application's name, the one setting that we ask for, is one
+that poolers keep per client.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import orjson
 
 from shared.errors import AgentTeamError, ConfigurationError, Permanent, StoreUnavailable
+from shared.state.sqlstates import error_for
 
 _CONNECT_SECONDS = 10.0
 _CALL_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _JSON_ARGUMENTS = {"events": "jsonb", "letter": "jsonb"}
 _CACHE_SIZE = "statement_cache_size"
+_POOLER = "pgbouncer"
+_POOLER_PORT = 6543
 
 
 class PostgresCaller:
@@ -80,13 +87,17 @@ def _options(dsn: str) -> tuple[str, dict[str, Any]]:
     """The connection string without what the server would not understand, and that and everything else as arguments."""
     options: dict[str, Any] = {"timeout": _CONNECT_SECONDS, "server_settings": {"application_name": "agent-team"}}
     bare, _, query = dsn.partition("?")
-    kept = []
+    kept, own = [], {}
     for parameter in query.split("&") if query else ():
         name, _, value = parameter.partition("=")
-        if name == _CACHE_SIZE:
-            options[_CACHE_SIZE] = int(value)
+        if name in (_CACHE_SIZE, _POOLER):
+            own[name] = value
         else:
             kept.append(parameter)
+    if _CACHE_SIZE in own:
+        options[_CACHE_SIZE] = int(own[_CACHE_SIZE])
+    elif own.get(_POOLER) == "true" or urlsplit(bare).port == _POOLER_PORT:
+        options[_CACHE_SIZE] = 0
     return (f"{bare}?{'&'.join(kept)}" if kept else bare), options
 
 
@@ -103,8 +114,7 @@ async def _leave_as_is(_connection: Any) -> None:
     """Calls leave no session state behind, so the pool's round trip to reset one is not needed."""
 
 
-_TRANSIENT = ("08", "25006", "40", "53", "55", "57", "58", "XX")  # 25006: read only, as while failing over or when the disk is full
-_CONFIGURATION = {
+_FIXES = {
     "28": "the database refuses DATABASE_URL's user or password; correct it",
     "3D": "the server has no database of the name in DATABASE_URL; correct it or create the database",
     "3F": "the database's schema is not the platform's; run `agent-team migrate`",
@@ -126,7 +136,7 @@ def translate(error: BaseException) -> AgentTeamError:
         case asyncpg.InvalidCachedStatementError():
             return StoreUnavailable("the database's schema was changed meanwhile; the next call knows the new one")
         case asyncpg.PostgresError():
-            return _translate_code(error.sqlstate or "XX000", name)
+            return error_for(error.sqlstate or "XX000", name, fixes=_FIXES)
         case asyncpg.ClientConfigurationError():
             return ConfigurationError(_NOT_A_DSN)
         case asyncpg.UnsupportedClientFeatureError() | asyncpg.UnsupportedServerFeatureError():
@@ -141,12 +151,3 @@ def translate(error: BaseException) -> AgentTeamError:
             return StoreUnavailable(f"the database cannot be reached ({name})")
         case _:
             return StoreUnavailable(f"the database call failed ({name})")
-
-
-def _translate_code(code: str, name: str) -> AgentTeamError:
-    message = _CONFIGURATION.get(code, _CONFIGURATION.get(code[:2]))
-    if message is not None:
-        return ConfigurationError(f"{message} (SQLSTATE {code})")
-    if code.startswith(_TRANSIENT):
-        return StoreUnavailable(f"the database cannot work now (SQLSTATE {code}, {name})")
-    return Permanent(f"the database refuses the call (SQLSTATE {code}, {name})")
