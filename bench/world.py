@@ -113,6 +113,7 @@ async def _join(world: World) -> None:
         settings=ModelSettings(temperature=0, max_tokens=1),
         sender=runtime.sender("noop"),
         clock=runtime.clock,
+        longest_seconds=spec.timeout_seconds,
     )
     agent = Pipeline(runtime.link, "noop", work, lease_seconds=spec.ack_deadline_seconds, keeps_reply=True)
     await runtime.bus.subscribe(spec.subscriptions()[0], agent)

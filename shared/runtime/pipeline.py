@@ -13,7 +13,7 @@ from shared.clock import Clock
 from shared.errors import EnvelopeRejected, Permanent, Transient
 from shared.guards import Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
-from shared.telemetry import TraceContext, bind, describe_error, metrics, use_trace
+from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
 
 _log = logging.getLogger(__name__)
 
@@ -59,21 +59,23 @@ class Pipeline:
         except EnvelopeRejected as error:
             self._reject(delivery, error)
             return Outcome.ACK
+        # A delivery has a task of its own, so nothing needs to be put back.
         trace = TraceContext.parse(envelope.traceparent)
-        with bind(workflowId=envelope.correlationid), use_trace(trace.child() if trace else None):
-            try:
-                return await self._claimed(envelope)
-            except EnvelopeRejected as error:
-                self._reject(delivery, error)
-                return Outcome.ACK
-            except Permanent as error:
-                _log.error("message %s refused", envelope.id, extra={"error": describe_error(error), "status": "refused"})
-                return Outcome.ACK
-            except Exception as error:
-                level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
-                fields = {"error": describe_error(error), "status": "retry"}
-                _log.log(level, "message %s will be tried again", envelope.id, extra=fields)
-                return Outcome.RETRY
+        follow_trace(None if trace is None else trace.child())
+        bind_task(workflowId=envelope.correlationid)
+        try:
+            return await self._claimed(envelope)
+        except EnvelopeRejected as error:
+            self._reject(delivery, error)
+            return Outcome.ACK
+        except Permanent as error:
+            _log.error("message %s refused", envelope.id, extra={"error": describe_error(error), "status": "refused"})
+            return Outcome.ACK
+        except Exception as error:
+            level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
+            fields = {"error": describe_error(error), "status": "retry"}
+            _log.log(level, "message %s will be tried again", envelope.id, extra=fields)
+            return Outcome.RETRY
 
     async def _claimed(self, envelope: Envelope) -> Outcome:
         guard = self._link.idempotency

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from math import inf
 from typing import Any
 
 import orjson
@@ -41,6 +42,7 @@ from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_SECONDS = 7 * 86_400.0
+_NOTHING = Usage()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ class LiveTeam:
         self._settings = settings
         self._clock = clock
         self._timeout_at = timeout_at
-        self._usage = Usage()
+        self._usage = _NOTHING
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
     @property
@@ -139,7 +141,7 @@ class AgentWork:
         settings: ModelSettings,
         sender: Sender,
         clock: Clock,
-        longest_seconds: float,
+        longest_seconds: float = inf,
     ) -> None:
         self._name = name
         self._run = run

@@ -34,7 +34,7 @@ WORKFLOWS = Path(__file__).parents[2] / "workflows"
 class Runtime:
     """The live objects of one process. What is passed in is used as it is; the rest is opened as the settings say.
 
-    `functions` names what the process serves; None is the whole platform on one machine.
+    `serves` names the functions of the process; None is the whole platform on one machine.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Runtime:
         store: "WorkflowStore | None" = None,
         model: "Model | None" = None,
         workflows: Path = WORKFLOWS,
-        functions: Collection[str] | None = None,
+        serves: Collection[str] | None = None,
     ) -> None:
         self.settings = settings
         self.clock: Clock = SystemClock() if clock is None else clock
         self._workflows = workflows
-        self._serves = functions
+        self._serves = serves
         # A cached property looks here before it opens anything.
         given = {"bus": bus, "guards": guards, "store": store, "model": model}
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
@@ -169,7 +169,7 @@ def runtime(function: str | None = None) -> Runtime:
         settings = load_settings()
         redact_values(*settings.secret_values())
         configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
-        _runtime = Runtime(settings, functions=None if function is None else (function,))
+        _runtime = Runtime(settings, serves=None if function is None else (function,))
     return _runtime
 
 

@@ -2,8 +2,8 @@
 
 What is configured decides, and where both are, what the process serves. The orchestrator and the sweeper take the connection: they
 move every workflow, so each millisecond and each call counts, and a tick after an outage may take longer than the few seconds that
-the API gives a statement. The others take HTTP: there are many instances of them, they call seldom, and none of them holds one of the
-database's few connections while it idles.
+the API gives a statement. The others take HTTP: there are many instances of them, they call seldom, and none of them holds one of
+the database's few connections while it idles.
 """
 
 from collections.abc import Callable, Collection
@@ -28,8 +28,8 @@ def _caller(settings: Settings, functions: Collection[str] | None, database_url:
     url, key = settings.supabase_url, settings.supabase_service_role_key
     if functions is not None:
         if (url is None) is not (key is None):
-            given, missing = ("SUPABASE_SERVICE_ROLE_KEY", "SUPABASE_URL") if url is None else ("SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
-            raise ConfigurationError(f"{given} is set without {missing}; set both, or neither to use DATABASE_URL")
+            missing = "SUPABASE_URL" if url is None else "SUPABASE_SERVICE_ROLE_KEY"
+            raise ConfigurationError(f"{missing} is missing beside its other half; set both, or neither to use DATABASE_URL")
         takes_connection = settings.database_url is not None and not _ON_THE_CONNECTION.isdisjoint(functions)
         if url is not None and key is not None and not takes_connection:
             from shared.state.supabase import SupabaseCaller

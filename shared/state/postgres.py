@@ -1,10 +1,10 @@
 """The state over a connection: asyncpg, pooled, errors translated.
 
-Works through a transaction pooler (pgbouncer, Supabase's Supavisor) too. Nothing relies on a session, every call is one transaction,
-and without prepared statements a call's parsing and execution reach the server in one piece. They are off when `DATABASE_URL` says
-`?statement_cache_size=0`, or `?pgbouncer=true` as the dashboard's own strings do, or names port 6543, where Supabase's transaction
-pooler listens; a `statement_cache_size` that is given wins. The application's name, the one setting that we ask for, is one
-that poolers keep per client.
+Works through a transaction pooler (pgbouncer, Supabase's Supavisor) too. Nothing relies on a session, every call is one
+transaction, and without prepared statements a call's parsing and execution reach the same server. They are off when `DATABASE_URL`
+says `?statement_cache_size=0`, or `?pgbouncer=true` as the dashboard's own strings do, or names port 6543, where Supabase's
+transaction pooler listens; a `statement_cache_size` that is given wins. The one setting that we ask for, the application's name,
+is one that poolers keep per client.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _CLOSE_SECONDS = 10.0
 _JSON_ARGUMENTS = {"events": "jsonb", "letter": "jsonb"}
 _CACHE_SIZE = "statement_cache_size"
 _POOLER = "pgbouncer"
-_POOLER_PORT = 6543
+_POOLER_PORT = ":6543"
 
 
 class PostgresCaller:
@@ -96,7 +96,7 @@ def _options(dsn: str) -> tuple[str, dict[str, Any]]:
             kept.append(parameter)
     if _CACHE_SIZE in own:
         options[_CACHE_SIZE] = int(own[_CACHE_SIZE])
-    elif own.get(_POOLER) == "true" or urlsplit(bare).port == _POOLER_PORT:
+    elif own.get(_POOLER) == "true" or any(host.endswith(_POOLER_PORT) for host in urlsplit(bare).netloc.split(",")):
         options[_CACHE_SIZE] = 0
     return (f"{bare}?{'&'.join(kept)}" if kept else bare), options
 

@@ -3,9 +3,9 @@
 A call is one POST to `/rest/v1/rpc/<function>` and one transaction. Calls wait for one of a few connections, so that however many
 are made at once the project sees no more than those. Nothing is sent twice here: whoever called knows whether to try again.
 
-What PostgREST answers is told by its codes (https://docs.postgrest.org/en/stable/references/errors.html), what stands in front of it by the
-HTTP status (https://supabase.com/docs/guides/platform/http-status-codes). Messages name the project's host, never the key, and
-nothing of the answer, which quotes values.
+An error of PostgREST is told by its code (https://docs.postgrest.org/en/stable/references/errors.html), one of what stands in front
+of it by the HTTP status (https://supabase.com/docs/guides/platform/http-status-codes). Messages name the project's host, never the
+key, and nothing of the answer, which quotes values.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import httpx
 import orjson
 from postgrest.exceptions import APIError
-from supabase import AsyncClient, AsyncClientOptions, SupabaseException, acreate_client
 
 from shared.errors import AgentTeamError, ConfigurationError, Permanent, StoreUnavailable
 from shared.state.sqlstates import error_for
+from supabase import AsyncClient, AsyncClientOptions, SupabaseException, acreate_client
 
 _CONNECT_SECONDS = 10.0
 _CALL_SECONDS = 60.0

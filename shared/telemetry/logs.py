@@ -50,6 +50,11 @@ def bind(**fields: Any) -> Iterator[None]:
         _bound.reset(token)
 
 
+def bind_task(**fields: Any) -> None:
+    """Put these fields on every line from here to the end of the running task. None of them may be a secret."""
+    _bound.set({**_bound.get(), **fields})
+
+
 def current() -> Mapping[str, Any]:
     """The fields that are bound here."""
     return _bound.get()

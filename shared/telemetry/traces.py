@@ -74,6 +74,11 @@ def use_trace(trace: TraceContext | None) -> Iterator[None]:
         _current.reset(token)
 
 
+def follow_trace(trace: TraceContext | None) -> None:
+    """Make `trace` the current one for the rest of the running task."""
+    _current.set(trace)
+
+
 def _identifier(length: int, random_bytes: RandomBytes) -> str:
     # All zeros is the one identifier that the specification forbids.
     number = int.from_bytes(random_bytes(length), "big") or 1

@@ -65,8 +65,9 @@ def run(monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 @pytest.fixture
-def work(run: Run, database: str) -> Run:
-    """The same, with a database that is there already."""
+def work(run: Run, database: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The same, with a database that is there already, and without patience for work that is cut off."""
+    monkeypatch.setattr("shared.local.platform._CLOSE_SECONDS", 0.01)
 
     def invoke(*arguments: object, **more: Any) -> Result:
         return run(*arguments, DATABASE_URL=database, **more)

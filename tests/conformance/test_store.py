@@ -1,0 +1,281 @@
+"""What the state promises, of every way to reach it: a connection, a transaction pooler, and Supabase's HTTP API."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from shared.clock import ManualClock
+from shared.errors import ConfigurationError, NotFound, Permanent
+from shared.state import Caller, Command, WorkflowStore
+from shared.state.postgres import PostgresCaller, connected
+from shared.state.supabase import SupabaseCaller
+from tests.conftest import Postgres
+from tests.integration.door import (
+    LEASE,
+    TABLES,
+    USAGE,
+    cancelled,
+    completed,
+    deferred,
+    dispatches,
+    failed,
+    kinds,
+    one,
+    rendered,
+    requested,
+    step,
+    tick,
+)
+from tests.support.pooler import Pooler, pooler
+from tests.support.postgrest import key, project, project_database
+
+START = datetime(2026, 5, 1, 12, tzinfo=UTC)
+LETTER = {"message_id": "m", "subscription": "s", "topic": "t", "attempts": 1, "reason": "r", "data": "AAE=", "attributes": {"a": "b"}}
+
+
+@pytest.fixture(scope="module")
+def direct(postgres: Postgres) -> Iterator[str]:
+    """The database, without anything in between."""
+    with project_database(postgres) as dsn:
+        yield dsn
+
+
+@pytest.fixture(scope="module")
+def pgbouncer(postgres: Postgres) -> Iterator[Pooler]:
+    with pooler(postgres) as running:
+        yield running
+
+
+@pytest.fixture(params=["connection", "pooler", "http"])
+async def caller(request: pytest.FixtureRequest, direct: str) -> AsyncIterator[Caller]:
+    async with connected(direct) as connection:
+        await connection.execute(f"truncate {', '.join(TABLES)} restart identity")
+    opened: Caller
+    match request.param:
+        case "connection":
+            opened = PostgresCaller(direct)
+            yield opened
+            await opened.close()
+        case "pooler":
+            opened = PostgresCaller(request.getfixturevalue("pgbouncer").dsn(direct))
+            yield opened
+            await opened.close()
+        case "http":
+            async with project(direct) as running:
+                opened = SupabaseCaller(running.url, key())
+                yield opened
+                await opened.close()
+
+
+@pytest.fixture
+def clock() -> ManualClock:
+    return ManualClock(START)
+
+
+@pytest.fixture
+def store(caller: Caller, clock: ManualClock) -> WorkflowStore:
+    return WorkflowStore(caller, max_running=5, clock=clock)
+
+
+async def test_a_workflow_runs_from_its_request_to_its_end(store: WorkflowStore) -> None:
+    commands = await store.advance([requested([step("a"), step("b", "a")])])
+    assert kinds(commands) == ["accepted", "dispatch"]
+    assert dispatches(commands) == [("a", 1)]
+    assert dispatches(await store.advance([completed("a", output={"text": "of a"})])) == [("b", 1)]
+    render = one(await store.advance([completed("b", output={"text": "of b"})]), "render")
+    assert render["upstream"] == {"b": {"text": "of b"}}
+    finished = one(await store.advance([rendered(output={"the": "end"})]), "finished")
+    assert (finished["status"], finished["output"]) == ("SUCCESS", {"the": "end"})
+    shown = await store.get("wf_1")
+    assert (shown["status"], shown["output"], shown["input"]) == ("SUCCESS", {"the": "end"}, {"brief": "text"})
+    assert shown["usage"] == {name: 2 * count for name, count in USAGE.items()}
+    assert [(one["id"], one["status"], one["output"]) for one in shown["steps"]] == [
+        ("a", "SUCCESS", {"text": "of a"}),
+        ("b", "SUCCESS", {"text": "of b"}),
+    ]
+
+
+async def test_an_event_that_comes_again_changes_nothing_and_gives_its_commands_again(store: WorkflowStore) -> None:
+    first = await store.advance([requested([step("a")])])
+    before = await store.get("wf_1")
+    again = await store.advance([requested([step("a")])])
+    assert [first.pop(0)["created"], again.pop(0)["created"]] == [True, False]
+    assert again == first != []
+    assert await store.get("wf_1") == before
+
+
+async def test_a_failed_step_is_tried_again_and_at_last_given_up(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a", max_retries=1)])])
+    again = one(await store.advance([failed("a")]), "dispatch")
+    assert again["attempt"] == 2
+    assert datetime.fromisoformat(again["not_before"]) > START
+    finished = one(await store.advance([failed("a", attempt=2)]), "finished")
+    assert (finished["status"], finished["error"]["type"]) == ("FAILED", "ModelUnavailable")
+
+
+async def test_time_is_the_clock_s(store: WorkflowStore, clock: ManualClock) -> None:
+    await store.advance([requested([step("a")])])
+    assert datetime.fromisoformat((await store.get("wf_1"))["created_at"]) == START
+    later = START + timedelta(seconds=30)
+    await store.advance([deferred("a", later)])
+    assert dispatches(await store.advance([tick()])) == []
+    await clock.advance(31)
+    assert dispatches(await store.advance([tick()])) == [("a", 1)]
+    await clock.advance(LEASE.total_seconds() + 1)
+    assert dispatches(await store.advance([tick()])) == [("a", 2)]
+
+
+async def test_a_workflow_is_cancelled(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a")])])
+    assert one(await store.advance([cancelled()]), "finished")["status"] == "CANCELLED"
+    assert (await store.get("wf_1"))["steps"][0]["status"] == "CANCELLED"
+
+
+async def test_history_is_read_in_pages(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a")])])
+    entries = await store.history("wf_1")
+    assert [entry["type"] for entry in entries] == ["workflow.requested", "workflow.started", "step.dispatched"]
+    assert await store.history("wf_1", after=1, limit=1) == entries[1:2]
+    assert await store.history("wf_1", after=3) == []
+    assert await store.history("wf_0") == []
+
+
+async def test_a_snapshot_shows_the_state_as_it_was(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a")])])
+    await store.advance([completed("a", output=1)])
+    assert (await store.snapshot("wf_1", 3))["steps"][0]["status"] == "RUNNING"
+    assert (await store.snapshot("wf_1", 4))["steps"][0] == {
+        "id": "a",
+        "parent": None,
+        "agent": "worker",
+        "status": "SUCCESS",
+        "output": 1,
+    }
+
+
+async def test_what_is_not_there_is_not_found(store: WorkflowStore) -> None:
+    with pytest.raises(NotFound, match="wf_0"):
+        await store.get("wf_0")
+    with pytest.raises(NotFound, match="wf_0"):
+        await store.snapshot("wf_0", 1)
+
+
+async def test_workflows_are_listed_in_pages_newest_first(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a")], f"wf_{n}", name="odd" if n % 2 else "even") for n in range(6)])
+    await store.advance([cancelled("wf_3")])
+
+    async def ids(**filters: Any) -> list[str]:
+        return [workflow["id"] for workflow in await store.recent(**filters)]
+
+    assert await ids() == ["wf_5", "wf_4", "wf_3", "wf_2", "wf_1", "wf_0"]
+    assert await ids(limit=2) == ["wf_5", "wf_4"]
+    assert await ids(limit=2, before="wf_4") == ["wf_3", "wf_2"]
+    assert await ids(name="odd", status="RUNNING") == ["wf_5", "wf_1"]
+    assert await ids(status="FAILED") == []
+
+
+async def test_a_dead_letter_is_kept_once(store: WorkflowStore, caller: Caller, direct: str) -> None:
+    await store.record_dead_letter(LETTER)
+    await store.record_dead_letter({**LETTER, "attempts": 5})
+    assert await caller.call("record_dead_letter", {"letter": LETTER}) == 1
+    async with connected(direct) as connection:
+        (row,) = await connection.fetch("select data, attributes, reason from dead_letters")
+    assert dict(row) == {"data": b"\x00\x01", "attributes": '{"a": "b"}', "reason": "r"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["æøå 🚀 \u2028 \"quoted\" back\\slash\n", 2**53 + 1, -1.5e-7, [], {}, None, True, ["a", {"b": [None]}], "x" * 1_000_000],
+    ids=["text", "large", "small", "list", "object", "null", "true", "nested", "megabyte"],
+)
+async def test_json_comes_back_as_it_went(store: WorkflowStore, value: Any) -> None:
+    await store.advance([requested([step("a")], input={"value": value})])
+    await store.advance([completed("a", output={"value": value})])
+    shown = await store.get("wf_1")
+    assert shown["input"] == {"value": value}
+    assert shown["steps"][0]["output"] == {"value": value}
+
+
+def _deep() -> Any:
+    deep: Any = 0
+    for _ in range(300):
+        deep = [deep]
+    return deep
+
+
+BAD: dict[str, Any] = {
+    "unknown type": {"type": "?"},
+    "no number": {"type": "tick", "limit": "many"},
+    "zero byte": {"type": "\0"},
+    "lone surrogate": {"type": "\ud800"},
+    "too deep": {"type": "tick", "deep": _deep()},
+    "not JSON": {"type": {1}},
+}
+
+
+@pytest.mark.parametrize("event", BAD.values(), ids=BAD)
+async def test_a_bad_event_is_refused_and_fails_nobody_else(store: WorkflowStore, event: Any) -> None:
+    steps = [step("a")]
+    answers = await asyncio.gather(
+        *(store.advance([requested(steps, f"wf_{n}")] if n != 7 else [event]) for n in range(15)), return_exceptions=True
+    )
+    assert type(answers.pop(7)) is Permanent
+    assert [kinds(answer)[0] for answer in answers if isinstance(answer, list)] == ["accepted"] * 14
+
+
+@pytest.mark.parametrize("name", ["no_such_function", "advance"])
+async def test_a_function_that_the_schema_lacks_says_to_migrate(caller: Caller, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="run `agent-team migrate`"):
+        await caller.call(name, {"no_such_argument": 1})
+
+
+async def test_many_at_once_end_each_with_its_own_result(store: WorkflowStore) -> None:
+    """Few connections, five slots and fifty workflows: those that wait are started by the end of others."""
+    ended: dict[str, Any] = {}
+
+    async def carry_out(commands: list[Command]) -> None:
+        for command in commands:
+            workflow = command["workflow"]
+            match command["type"]:
+                case "dispatch":
+                    result = completed(command["step"], workflow=workflow, output=f"{workflow} {command['step']}")
+                    await carry_out(await store.advance([result]))
+                case "render":
+                    await carry_out(await store.advance([rendered(workflow, command["upstream"])]))
+                case "finished":
+                    ended[workflow] = command["output"]
+
+    async def run(workflow: str) -> None:
+        steps = [step("a"), step("b", "a"), step("c", "a"), step("d", "b", "c")]
+        await carry_out(await store.advance([requested(steps, workflow)]))
+        await store.history(workflow)
+
+    async with asyncio.timeout(60):
+        await asyncio.gather(*(run(f"wf_{n}") for n in range(50)))
+    assert ended == {f"wf_{n}": {"d": f"wf_{n} d"} for n in range(50)}
+
+
+async def test_a_call_that_is_cancelled_does_no_harm(caller: Caller, direct: str) -> None:
+    async with connected(direct) as connection:
+        async with connection.transaction():
+            await connection.execute("lock table workflows")
+            call = asyncio.create_task(caller.call("list_workflows", {}))
+            waiting = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')"
+            async with asyncio.timeout(10):
+                while not await connection.fetchval(waiting):
+                    pass
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+        assert await asyncio.gather(*(caller.call("list_workflows", {}) for _ in range(20))) == [[]] * 20
+
+
+async def test_what_was_closed_opens_again(caller: Caller) -> None:
+    await caller.close()
+    assert await caller.call("list_workflows", {}) == []
+    await caller.close()
+    await caller.close()
+    assert await caller.call("list_workflows", {}) == []
