@@ -1,6 +1,6 @@
 """Runs every benchmark in a process of its own, prints a table and writes JSON to bench/results/.
 
-    python -m bench [NAME …]
+python -m bench [NAME …]
 """
 
 import json

@@ -23,9 +23,7 @@ _ROUNDS = 3
 
 async def _through(store: WorkflowStore, definition: Definition, latencies: list[float]) -> None:
     """One workflow from its request to its end, every step answered at once."""
-    wanted = requested(
-        definition, workflow=workflow_id(SystemClock().now()), input={"text": KILOBYTE}, default_max_retries=3
-    )
+    wanted = requested(definition, workflow=workflow_id(SystemClock().now()), input={"text": KILOBYTE}, default_max_retries=3)
     commands: list[Command] = await store.advance([wanted])
     while commands:
         events = [event for command in commands if (event := _answer(command)) is not None]

@@ -23,7 +23,9 @@ async def _measure() -> dict[str, float]:
         together = [2000 / await world.run(chain("chain10", 10), count=200) for _ in range(_ROUNDS)]
         gaps = [gap for _ in range(_ROUNDS) for gap in (await _alone(world, 100))[1]]
         # A lone workflow of ten steps is over in milliseconds: enough of them for a steady figure.
-        by_length = {length: median([(await _alone(world, length))[0] for _ in range(rounds)]) for length, rounds in _LENGTHS.items()}
+        by_length = {
+            length: median([(await _alone(world, length))[0] for _ in range(rounds)]) for length, rounds in _LENGTHS.items()
+        }
         joins = [await world.run(fan("fan50", 50)) * 1000 for _ in range(_ROUNDS)]
     return {
         "steps.per_second_200x10": median(together),

@@ -85,7 +85,9 @@ async def open_world() -> AsyncIterator[World]:
         home = Path(folder)
         with (home / "log").open("w", encoding="utf-8") as log:
             handler = configure_logging("info", stream=log)
-            runtime = Runtime(Settings(agent_team_home=home, max_concurrent_pipelines=100_000), model=open_model(gemini_api_key=None, model=""))
+            runtime = Runtime(
+                Settings(agent_team_home=home, max_concurrent_pipelines=100_000), model=open_model(gemini_api_key=None, model="")
+            )
             await migrations.migrate(runtime.database_url)
             world = World(runtime)
             await _join(world)

@@ -56,7 +56,9 @@ class Dispatcher:
                         decided.append(render_output(command))
                     case "finished":
                         messages.append(self._finished(command, cause, traceparent))
-                    case _:
+                    case kind:
+                        if kind == "accepted" and command["created"]:
+                            metrics.count("workflow.started", workflow=command["name"])
                         answers.append(command)
             pending = decided
         if later:

@@ -72,7 +72,8 @@ class Runtime:
 
     @cached_property
     def guards(self) -> Guards:
-        return open_guards(self.settings.guards_backend, self.clock)
+        url = self.settings.redis_url
+        return open_guards(self.settings.guards_backend, self.clock, redis_url=None if url is None else url.get_secret_value())
 
     @cached_property
     def store(self) -> "WorkflowStore":
@@ -151,7 +152,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "store"):
+        for name in ("bus", "store", "guards"):
             if name in self.__dict__:
                 await getattr(self, name).close()
 

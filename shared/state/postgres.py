@@ -148,6 +148,6 @@ def translate(error: BaseException) -> AgentTeamError:
         case ValueError():
             return ConfigurationError(_NOT_A_DSN)
         case OSError() | asyncpg.InterfaceError() | asyncpg.InternalClientError():
-            return StoreUnavailable(f"the database cannot be reached ({name})")
+            return StoreUnavailable(f"the database cannot be reached ({name}); check DATABASE_URL, and that the server runs")
         case _:
             return StoreUnavailable(f"the database call failed ({name})")

@@ -445,7 +445,7 @@ begin
         effect.reply := jsonb_build_object('type', 'conflict', 'cause', cause, 'workflow', known.id);
         return effect;
     end if;
-    effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'created', created);
+    effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'name', known.name, 'created', created);
     effect.touched := array[row(known.id, null, cause)::_step_ref];
     if not created then
         effect.started := _again(known.id, _roots(known.id), cause, true) || _admitted(known.id, cause);

@@ -1,7 +1,6 @@
 """Real processes, killed without warning: every workflow ends, with one result per step, and the work goes on at once."""
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.support.reports import brief, outputs, platform, write_reports
+from tests.support.reports import brief, database_home, outputs, platform, write_reports
 
 ROOT = Path(__file__).parents[2]
 COUNT = 12
@@ -54,11 +53,9 @@ class Serving:
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Iterator[Path]:
-    yield tmp_path
-    pid = tmp_path / "postgres" / "postmaster.pid"
-    if pid.exists():  # only after a failure
-        os.kill(int(pid.read_text().split()[0]), signal.SIGINT)
+def home() -> Iterator[Path]:
+    with database_home() as folder:
+        yield folder
 
 
 @pytest.fixture

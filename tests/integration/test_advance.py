@@ -37,7 +37,7 @@ DIAMOND = [step("top"), step("left", "top"), step("right", "top"), step("bottom"
 
 async def test_a_request_is_accepted_and_its_first_steps_are_dispatched(door: Door) -> None:
     commands = await door.advance(requested(DIAMOND, request_key="key", traceparent="trace"))
-    accepted = {"type": "accepted", "cause": 0, "workflow": "wf_1", "created": True, "status": "RUNNING"}
+    accepted = {"type": "accepted", "cause": 0, "workflow": "wf_1", "name": "report", "created": True, "status": "RUNNING"}
     assert one(commands, "accepted") == accepted
     dispatch = one(commands, "dispatch")
     assert dispatch == {

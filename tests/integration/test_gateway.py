@@ -696,7 +696,7 @@ async def test_a_server_can_start_and_end_it() -> None:
 
 
 async def test_functions_framework_serves_it(live: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entry, "runtime", lambda: live)
+    monkeypatch.setattr(entry, "runtime", lambda _function: live)
     # The module keeps the application that it made first.
     monkeypatch.delitem(sys.modules, "functions.gateway.main", raising=False)
     app = functions_framework.aio.create_asgi_app(target="gateway", source=str(ROOT / "main.py"))  # type: ignore[no-untyped-call]

