@@ -8,7 +8,7 @@ import logging
 from typing import Any
 
 from shared.bus import Delivery, Outcome
-from shared.errors import EnvelopeRejected, Permanent
+from shared.errors import ConfigurationError, EnvelopeRejected, Permanent
 from shared.guards import New
 from shared.messages import Envelope, StepDispatched, open_envelope
 from shared.runtime import Handlers, Runtime, on_messages
@@ -38,6 +38,8 @@ def _handlers(live: Runtime) -> Handlers:
             letter |= {"workflow": envelope.data.workflow, "step": envelope.data.step}
         try:
             await live.store.record_dead_letter(letter)
+        except ConfigurationError:
+            raise  # somebody will put it right; until then the message waits on the bus
         except Permanent as error:
             _log.error("dead letter %s cannot be recorded", delivery.message_id, extra={"error": describe_error(error)})
             return Outcome.ACK

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from shared.bus import Delivery, Handler, Message, Outcome
-from shared.errors import Conflict, EnvelopeRejected, Permanent
+from shared.errors import ConfigurationError, Conflict, EnvelopeRejected, Permanent
 from shared.ids import workflow_id_for
 from shared.messages import Envelope, WorkflowRequested
 from shared.runtime import Handlers, Runtime, on_messages, worker
@@ -43,6 +43,8 @@ def _handlers(live: Runtime) -> Handlers:
         except ValidationError:
             metrics.count("envelope.rejected", reason="schema")
             _log.warning("scheduled message %s holds no request for a workflow", delivery.message_id, extra={"status": "rejected"})
+        except ConfigurationError:
+            raise  # somebody will put it right; until then the message waits on the bus
         except Permanent as error:
             fields = {"error": describe_error(error), "status": "refused"}
             _log.error("scheduled message %s refused", delivery.message_id, extra=fields)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from shared.bus import Bus, Delivery, Message, Outcome
 from shared.clock import Clock
-from shared.errors import EnvelopeRejected, Permanent, Transient
+from shared.errors import ConfigurationError, EnvelopeRejected, Permanent, Transient
 from shared.guards import Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
 from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
@@ -68,6 +68,10 @@ class Pipeline:
         except EnvelopeRejected as error:
             self._reject(delivery, error)
             return Outcome.ACK
+        except ConfigurationError as error:
+            # Somebody will put it right: until then the message waits on the bus.
+            _log.error("message %s will be tried again", envelope.id, extra={"error": describe_error(error), "status": "retry"})
+            return Outcome.RETRY
         except Permanent as error:
             _log.error("message %s refused", envelope.id, extra={"error": describe_error(error), "status": "refused"})
             return Outcome.ACK

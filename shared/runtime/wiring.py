@@ -73,7 +73,12 @@ class Runtime:
     @cached_property
     def guards(self) -> Guards:
         url = self.settings.redis_url
-        return open_guards(self.settings.guards_backend, self.clock, redis_url=None if url is None else url.get_secret_value())
+        return open_guards(
+            self.settings.guards_backend,
+            self.clock,
+            redis_url=None if url is None else url.get_secret_value(),
+            gcp_project=self.settings.gcp_project_id,
+        )
 
     @cached_property
     def store(self) -> "WorkflowStore":

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 import httpx
 import orjson
 from postgrest.exceptions import APIError
+from supabase import AsyncClient, AsyncClientOptions, AsyncSupabaseException, acreate_client
 
 from shared.errors import AgentTeamError, ConfigurationError, Permanent, StoreUnavailable
 from shared.state.sqlstates import error_for
-from supabase import AsyncClient, AsyncClientOptions, SupabaseException, acreate_client
 
 _CONNECT_SECONDS = 10.0
 _CALL_SECONDS = 60.0
@@ -43,7 +43,6 @@ class SupabaseCaller:
         self._url = url
         self._key = key
         self._connections = connections
-        self._free = asyncio.Semaphore(connections)
         self._opening = asyncio.Lock()
         self._http: httpx.AsyncClient | None = None
         self._client: AsyncClient | None = None
@@ -52,7 +51,7 @@ class SupabaseCaller:
         try:
             # With the client's own JSON, other types and depths would pass than over a connection.
             plain = orjson.loads(orjson.dumps(dict(arguments)))
-            async with asyncio.timeout(_CALL_SECONDS), self._free:
+            async with asyncio.timeout(_CALL_SECONDS):
                 client = self._client or await self._open()
                 answer = await client.rpc(function, plain).execute()
         except Exception as error:
@@ -138,7 +137,7 @@ def translate(error: BaseException, *, host: str, function: str) -> AgentTeamErr
             return _translate_code(error, host, function)
         case httpx.HTTPStatusError():
             return _translate_status(error.response, host)
-        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | SupabaseException() | ValueError():
+        case httpx.InvalidURL() | httpx.UnsupportedProtocol() | AsyncSupabaseException() | ValueError():
             return ConfigurationError("SUPABASE_URL is not a project's URL: https://<project>.supabase.co")
         case httpx.ConnectError() if any(isinstance(cause, socket.gaierror) for cause in _causes(error)):
             return StoreUnavailable(_UNKNOWN_HOST.format(host=host))

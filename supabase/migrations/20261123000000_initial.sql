@@ -3,6 +3,7 @@
 -- No foreign keys between them: each would cost a lookup and a row lock per history entry, and the one writer and `purge` keep
 -- them whole. Ids compare bytewise (collate "C"): they are ASCII, and ULIDs sort by time that way.
 
+-- Rows change often and then never again: room in their pages and early vacuuming keep updates heap-only and indexes small.
 create table workflows (
     id text collate "C" primary key,
     request_key text collate "C" unique,
@@ -36,7 +37,9 @@ create table workflows (
     finished_at timestamptz,
     deadline_at timestamptz,
     wake_at timestamptz
-) with (fillfactor = 60);
+) with (
+    fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
+);
 
 comment on table workflows is 'One run of a definition.';
 comment on column workflows.request_key is 'What makes a repeated request recognisable; request_hash tells whether it asks for the same.';
@@ -79,7 +82,9 @@ create table steps (
     output_tokens bigint not null default 0,
     cost_microdollars bigint not null default 0,
     primary key (workflow_id, id)
-) with (fillfactor = 60);
+) with (
+    fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
+);
 
 comment on table steps is 'One unit of agent work in a workflow. Only the primary key is indexed, so that every transition is a heap-only update.';
 comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched.';

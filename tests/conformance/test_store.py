@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from shared.clock import ManualClock
 from shared.errors import ConfigurationError, NotFound, Permanent
@@ -30,10 +31,20 @@ from tests.integration.door import (
     tick,
 )
 from tests.support.pooler import Pooler, pooler
-from tests.support.postgrest import key, project, project_database
+from tests.support.postgrest import Project, key, project, project_database
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 START = datetime(2026, 5, 1, 12, tzinfo=UTC)
-LETTER = {"message_id": "m", "subscription": "s", "topic": "t", "attempts": 1, "reason": "r", "data": "AAE=", "attributes": {"a": "b"}}
+LETTER = {
+    "message_id": "m",
+    "subscription": "s",
+    "topic": "t",
+    "attempts": 1,
+    "reason": "r",
+    "data": "AAE=",
+    "attributes": {"a": "b"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -49,25 +60,26 @@ def pgbouncer(postgres: Postgres) -> Iterator[Pooler]:
         yield running
 
 
-@pytest.fixture(params=["connection", "pooler", "http"])
-async def caller(request: pytest.FixtureRequest, direct: str) -> AsyncIterator[Caller]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def supabase(direct: str) -> AsyncIterator[Project]:
+    async with project(direct) as running:
+        yield running
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=["connection", "pooler", "http"])
+async def caller(request: pytest.FixtureRequest, direct: str, supabase: Project) -> AsyncIterator[Caller]:
     async with connected(direct) as connection:
         await connection.execute(f"truncate {', '.join(TABLES)} restart identity")
     opened: Caller
     match request.param:
-        case "connection":
-            opened = PostgresCaller(direct)
-            yield opened
-            await opened.close()
+        case "http":
+            opened = SupabaseCaller(supabase.url, key())
         case "pooler":
             opened = PostgresCaller(request.getfixturevalue("pgbouncer").dsn(direct))
-            yield opened
-            await opened.close()
-        case "http":
-            async with project(direct) as running:
-                opened = SupabaseCaller(running.url, key())
-                yield opened
-                await opened.close()
+        case _:
+            opened = PostgresCaller(direct)
+    yield opened
+    await opened.close()
 
 
 @pytest.fixture
@@ -188,7 +200,7 @@ async def test_a_dead_letter_is_kept_once(store: WorkflowStore, caller: Caller, 
 
 @pytest.mark.parametrize(
     "value",
-    ["æøå 🚀 \u2028 \"quoted\" back\\slash\n", 2**53 + 1, -1.5e-7, [], {}, None, True, ["a", {"b": [None]}], "x" * 1_000_000],
+    ['æøå 🚀 \u2028 "quoted" back\\slash\n', 2**53 + 1, -1.5e-7, [], {}, None, True, ["a", {"b": [None]}], "x" * 1_000_000],
     ids=["text", "large", "small", "list", "object", "null", "true", "nested", "megabyte"],
 )
 async def test_json_comes_back_as_it_went(store: WorkflowStore, value: Any) -> None:
@@ -263,7 +275,7 @@ async def test_a_call_that_is_cancelled_does_no_harm(caller: Caller, direct: str
         async with connection.transaction():
             await connection.execute("lock table workflows")
             call = asyncio.create_task(caller.call("list_workflows", {}))
-            waiting = "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')"
+            waiting = "select exists (select from pg_locks where not granted and relation = 'workflows'::regclass)"
             async with asyncio.timeout(10):
                 while not await connection.fetchval(waiting):
                     pass

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from shared.bus import Delivery, Message, Outcome
-from shared.errors import BusUnavailable, StoreUnavailable
+from shared.errors import BusUnavailable, ConfigurationError, StoreUnavailable
 from shared.guards import New
 from shared.messages import (
     ErrorInfo,
@@ -213,9 +213,10 @@ class TestIntake:
         assert metrics.value("envelope.rejected", reason="schema") == before + 1
         assert caplog.records[-1].__dict__["status"] == "rejected"
 
-    async def test_switched_off_it_starts_nothing(self, database: str, tmp_path: Path) -> None:
+    async def test_switched_off_it_starts_nothing_and_leaves_the_message_on_the_bus(self, database: str, tmp_path: Path) -> None:
         async with live(database, tmp_path, ORCH_ENABLED="false") as team:
-            assert await handle(team, "intake", plain(BRIEF.model_dump())) is Outcome.ACK
+            with pytest.raises(ConfigurationError, match="ORCH_ENABLED"):
+                await handle(team, "intake", plain(BRIEF.model_dump()))
             assert await team.store.recent() == []
 
     async def test_a_bus_that_is_away_makes_it_try_again(self, team: Live) -> None:

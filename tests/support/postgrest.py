@@ -1,6 +1,6 @@
 """A double of a Supabase project's Data API: what PostgREST does with a call of a function, over the real SQL as the real role.
 
-It does as https://docs.postgrest.org/en/stable says of authentication, functions, transactions and errors; its gateway only asks for a key.
+Authentication, functions, transactions and errors are as https://docs.postgrest.org/en/stable has them. The gateway wants a key.
 """
 
 import asyncio
@@ -43,8 +43,8 @@ _FUNCTIONS = """
 
 def key(role: str = "service_role", *, secret: str = SECRET, lives_seconds: float = 3600) -> str:
     """An API key of the project, as Supabase makes them: a JWT that names a role."""
-    now = time.time()
-    return jwt.encode({"role": role, "iss": "supabase", "iat": int(now), "exp": int(now + lives_seconds)}, secret, algorithm="HS256")
+    claims = {"role": role, "iss": "supabase", "exp": int(time.time() + lives_seconds)}
+    return jwt.encode(claims, secret, algorithm="HS256")
 
 
 @contextmanager

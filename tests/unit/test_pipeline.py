@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.bus import Delivery, Message, Outcome
-from shared.errors import BusUnavailable, EnvelopeRejected, InputError, StoreUnavailable
+from shared.errors import BusUnavailable, ConfigurationError, EnvelopeRejected, InputError, StoreUnavailable
 from shared.messages import Envelope, StepCompleted
 from shared.runtime.pipeline import Pipeline, Work, claim_key
 from shared.telemetry import metrics
@@ -297,7 +297,11 @@ async def test_an_envelope_that_the_work_refuses_counts_as_rejected() -> None:
 
 @pytest.mark.parametrize(
     ("error", "level"),
-    [(StoreUnavailable("the database is away"), logging.WARNING), (ZeroDivisionError("a very private brief"), logging.ERROR)],
+    [
+        (StoreUnavailable("the database is away"), logging.WARNING),
+        (ZeroDivisionError("a very private brief"), logging.ERROR),
+        (ConfigurationError("the database's key has expired; set another"), logging.ERROR),
+    ],
 )
 async def test_other_errors_are_to_come_again_and_give_the_claim_back(
     error: Exception, level: int, caplog: pytest.LogCaptureFixture
