@@ -1,27 +1,20 @@
-"""What guarding one piece of work costs: a claim, its completion and a reservation, in Redis and beside it in memory."""
+"""What guarding one piece of work costs: a claim, a reservation and the completion, in memory and, where there is one, in Redis."""
 
 import asyncio
 import itertools
-import shutil
-import subprocess
-import tempfile
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from statistics import quantiles
 from time import perf_counter
 
 import uvloop
 
 from shared.clock import SystemClock
-from shared.errors import StoreUnavailable
 from shared.guards import Guards, New, open_guards
+from tests.support.servers import redis_binary, redis_server
 
 _CALLERS = (1, 10, 100)
 _PIECES = {1: 2_000, 10: 5_000, 100: 10_000}
 _OPERATIONS = 3
-_START_SECONDS = 10.0
 _numbers = itertools.count()
 
 
@@ -63,42 +56,11 @@ async def _measure(name: str, guards: Guards) -> dict[str, float]:
     return figures
 
 
-@contextmanager
-def _redis() -> Iterator[str | None]:
-    """The address of a Redis of our own; None where there is none on PATH."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        yield None
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        socket = Path(folder) / "redis.sock"
-        options = ("--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", folder)
-        process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-        try:
-            yield f"unix://{socket}"
-        finally:
-            process.kill()
-            process.wait()
-
-
-async def _ready(guards: Guards) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while True:
-        try:
-            await guards.idempotency.release("none", token="none")
-            return
-        except StoreUnavailable:
-            if time.monotonic() > end:
-                raise
-
-
 async def _run() -> dict[str, float]:
     figures = await _measure("memory", open_guards("memory", SystemClock()))
-    with _redis() as url:
-        if url is not None:
-            guards = open_guards("redis", SystemClock(), redis_url=url)
-            await _ready(guards)
-            figures |= await _measure("redis", guards)
+    if redis_binary() is not None:
+        with redis_server() as server:
+            figures |= await _measure("redis", open_guards("redis", SystemClock(), redis_url=server.url))
     return figures
 
 

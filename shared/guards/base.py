@@ -1,5 +1,6 @@
 """The guards' interfaces. Each operation is atomic over all instances that share the back end, and one round trip."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,6 +94,10 @@ class Cache(Protocol):
         ...
 
 
+async def _nothing_to_close() -> None:
+    """Guards without connections need no closing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Guards:
     """All guards of one back end."""
@@ -101,3 +106,9 @@ class Guards:
     limiter: RateLimiter
     breaker: Breaker
     cache: Cache
+    closing: Callable[[], Awaitable[None]] = _nothing_to_close
+    """What frees the connections."""
+
+    async def close(self) -> None:
+        """Free the connections. The guards must not be used afterwards."""
+        await self.closing()

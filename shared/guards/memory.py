@@ -114,10 +114,7 @@ class MemoryRateLimiter:
         known = self._buckets.get(bucket)
         wait, after = policy.reserve(NEW_BUCKET if known is None else known, now, rate=rate, burst=burst, cost=cost)
         if max_wait_seconds is not None and wait > max_wait_seconds:
-            raise RateLimited(
-                f"rate limit {bucket}: the wait is {wait:.1f} s and may be {max_wait_seconds:g} s; try later or raise the limit",
-                retry_after_seconds=wait,
-            )
+            raise RateLimited(policy.refusal(bucket, wait, max_wait_seconds), retry_after_seconds=wait)
         self._buckets.put(bucket, after, now)
         return wait
 
@@ -138,10 +135,7 @@ class MemoryBreaker:
     async def before(self, name: str) -> None:
         refused_for, circuit = policy.permit(self._circuit(name), self._now(), self._rules)
         if refused_for is not None:
-            raise CircuitOpen(
-                f"circuit breaker {name} is {circuit.state}: it failed repeatedly; ask again in {refused_for:.1f} s",
-                retry_after_seconds=refused_for,
-            )
+            raise CircuitOpen(policy.open_message(name, circuit.state, refused_for), retry_after_seconds=refused_for)
         self._circuits[name] = circuit
 
     async def after(self, name: str, *, success: bool) -> None:

@@ -72,14 +72,24 @@ NEW_BUCKET: Final = Bucket(-1e18, -1e18)
 """Full and not blocked, on any clock."""
 
 
+def check_limit(*, rate: float, burst: float, cost: float) -> None:
+    """Raise ConfigurationError when `rate` or `burst` is not above 0, or `cost` is below 0."""
+    if not (rate > 0 and burst > 0 and cost >= 0):
+        raise ConfigurationError(f"a rate limit needs rate and burst above 0 and no negative cost, not {rate=}, {burst=}, {cost=}")
+
+
+def refusal(bucket: str, wait: float, max_wait_seconds: float) -> str:
+    """What a caller is told whose wait would be too long."""
+    return f"rate limit {bucket}: the wait is {wait:.1f} s and may be {max_wait_seconds:g} s; try later or raise the limit"
+
+
 def reserve(bucket: Bucket, now: float, *, rate: float, burst: float, cost: float) -> tuple[float, Bucket]:
     """The seconds until `cost` tokens may be used, and the bucket without them.
 
     A penalty leaves the bucket empty but for the next caller's tokens, so that its end lets no burst through. A cost above `burst`
-    waits until as much has flowed in. Raises ConfigurationError when `rate` or `burst` is not above 0, or `cost` is below 0.
+    waits until as much has flowed in. Raises ConfigurationError as `check_limit` does.
     """
-    if not (rate > 0 and burst > 0 and cost >= 0):
-        raise ConfigurationError(f"a rate limit needs rate and burst above 0 and no negative cost, not {rate=}, {burst=}, {cost=}")
+    check_limit(rate=rate, burst=burst, cost=cost)
     filling = burst / rate
     full_at = max(bucket.full_at, now) + cost / rate
     if bucket.blocked_until > now:
@@ -128,6 +138,11 @@ def permit(circuit: Circuit, now: float, rules: BreakerRules) -> tuple[float | N
         # The probe may well report before its lease ends; nobody should wait longer for it than for an open breaker.
         return min(circuit.until - now, rules.pause_seconds), circuit
     return None, Circuit("HALF_OPEN", circuit.streak, now + rules.probe_seconds)
+
+
+def open_message(name: str, state: str, seconds: float) -> str:
+    """What a caller is told whose call a breaker refuses."""
+    return f"circuit breaker {name} is {state}: it failed repeatedly; ask again in {seconds:.1f} s"
 
 
 def report(circuit: Circuit, now: float, rules: BreakerRules, *, success: bool) -> Circuit:

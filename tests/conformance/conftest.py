@@ -1,4 +1,4 @@
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -12,9 +12,10 @@ def bus_backend(request: pytest.FixtureRequest) -> BusBackend:
 
 
 @pytest.fixture(scope="session", params=GUARDS, ids=lambda backend: backend.abilities.name)
-def guards_backend(request: pytest.FixtureRequest) -> GuardsBackend:
+def guards_backend(request: pytest.FixtureRequest) -> Iterator[GuardsBackend]:
     assert isinstance(request.param, GuardsBackend)
-    return request.param
+    with request.param.serving():
+        yield request.param
 
 
 @pytest.fixture

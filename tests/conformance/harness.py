@@ -4,14 +4,21 @@ A back end joins by adding itself to BUSES or GUARDS. Its abilities are declared
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
+from dataclasses import dataclass, field
 
 from shared.bus import Bus
 from shared.bus.memory import MemoryBus
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.guards import Guards, open_guards
+from shared.guards.fallback import with_fallbacks
+from shared.guards.redis import guards_over
+from tests.support import firestore
+from tests.support.redis_clock import ClockedStore
+from tests.support.servers import RedisServer, redis_server
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class Abilities:
     """Time passes when the suite says so and is exact; otherwise the suite waits for real."""
     second: float = 1.0
     """How long a second of the suite lasts, in seconds of the back end: short where waiting is real."""
+    examples: int | None = None
+    """How many examples of a property are enough, where each one is slow."""
 
 
 class Time:
@@ -91,6 +100,14 @@ class BusBackend:
 class GuardsBackend:
     abilities: Abilities
     open: Callable[[Clock], AbstractAsyncContextManager[Guards]]
+    serving: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Runs what the back end needs for as long as the suite runs."""
+    tried: Counter[str] = field(default_factory=Counter)
+
+    def enough(self, examples_of: str) -> bool:
+        """Whether a property was tried often enough on this back end; asking counts as trying."""
+        self.tried[examples_of] += 1
+        return self.abilities.examples is not None and self.tried[examples_of] > self.abilities.examples
 
     @asynccontextmanager
     async def rig(self) -> AsyncIterator[GuardsRig]:
@@ -114,5 +131,56 @@ async def _memory_guards(clock: Clock) -> AsyncIterator[Guards]:
     yield open_guards("memory", clock)
 
 
+class _Redis:
+    """One server for the suite, emptied for each rig."""
+
+    server: RedisServer
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        with redis_server() as self.server:
+            yield
+
+    @asynccontextmanager
+    async def guards(self, clock: Clock) -> AsyncIterator[Guards]:
+        self.server.execute("FLUSHALL")
+        guards = with_fallbacks(guards_over(ClockedStore(self.server.url, clock), clock), clock, instances=10)
+        try:
+            yield guards
+        finally:
+            await guards.close()
+
+
+class _Firestore:
+    """One emulator for the suite, a project of its own for each rig."""
+
+    address: str
+    projects = itertools.count()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        firestore.require()
+        with firestore.emulator() as self.address:
+            yield
+
+    @asynccontextmanager
+    async def guards(self, clock: Clock) -> AsyncIterator[Guards]:
+        from shared.guards.firestore import open_firestore
+
+        # Without spacing: leases and gathering follow the real time, and have tests of their own.
+        guards = open_firestore(f"rig-{next(self.projects)}", clock, emulator=self.address, spacing_seconds=0)
+        try:
+            yield guards
+        finally:
+            await guards.close()
+
+
+_redis = _Redis()
+_firestore = _Firestore()
+
 BUSES = [BusBackend(Abilities("memory", moves_clock=True), _memory_bus)]
-GUARDS = [GuardsBackend(Abilities("memory", moves_clock=True), _memory_guards)]
+GUARDS = [
+    GuardsBackend(Abilities("memory", moves_clock=True), _memory_guards),
+    GuardsBackend(Abilities("redis", moves_clock=True), _redis.guards, _redis.serving),
+    GuardsBackend(Abilities("firestore", moves_clock=True, examples=12), _firestore.guards, _firestore.serving),
+]

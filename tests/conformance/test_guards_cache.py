@@ -76,6 +76,8 @@ STEPS = st.lists(
 async def test_any_sequence_of_calls_answers_as_the_model_does(
     guards_backend: GuardsBackend, steps: list[tuple[str, str, int]]
 ) -> None:
+    if guards_backend.enough("cache"):
+        return
     async with guards_backend.rig() as rig:
         now, model = 0, dict[str, tuple[bytes, int]]()
         for number, (what, key, seconds) in enumerate(steps):

@@ -253,9 +253,11 @@ def said(answer: Claim) -> str:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS)
-async def test_any_sequence_of_calls_answers_as_the_model_does(
+async def test_any_sequence_of_calls_answers_as_the_model_does(  # noqa: C901 - one branch per operation
     guards_backend: GuardsBackend, steps: list[tuple[str, str, int, object]]
 ) -> None:
+    if guards_backend.enough("idempotency"):
+        return
     async with guards_backend.rig() as rig:
         model, tokens = ModelIdempotency(), ["none"]
         idempotency = rig.guards.idempotency

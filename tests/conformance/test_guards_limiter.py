@@ -122,6 +122,14 @@ async def test_a_penalty_does_not_shorten_the_wait_that_is_due_anyway(guards_rig
     assert await reserve(guards_rig) == about(guards_rig, 21)
 
 
+async def test_what_was_taken_is_remembered_beyond_a_penalty(guards_rig: GuardsRig) -> None:
+    await reserve(guards_rig, cost=25)
+    await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(3))
+    await guards_rig.time.pass_by(8)
+
+    assert await reserve(guards_rig) == about(guards_rig, 13)
+
+
 async def test_what_happens_to_one_bucket_leaves_the_others_untouched(guards_rig: GuardsRig) -> None:
     await reserve(guards_rig, "b", cost=100)
     await guards_rig.guards.limiter.penalise("b", guards_rig.time.of(100))
@@ -166,6 +174,8 @@ STEPS = st.lists(
 async def test_any_sequence_of_calls_waits_as_the_model_does(
     guards_backend: GuardsBackend, rate: float, burst: int, steps: list[tuple[str, int, float | None]]
 ) -> None:
+    if guards_backend.enough("limiter waits"):
+        return
     async with guards_backend.rig() as rig:
         model = ModelBucket(rate, burst)
         for what, number, max_wait in steps:
@@ -190,6 +200,8 @@ async def test_any_sequence_of_calls_waits_as_the_model_does(
 async def test_nobody_is_served_before_an_earlier_caller_or_within_a_penalty(
     guards_backend: GuardsBackend, steps: list[tuple[int, int, int]]
 ) -> None:
+    if guards_backend.enough("limiter order"):
+        return
     async with guards_backend.rig() as rig:
         served: list[float] = []
         penalty_until = rig.time.now()

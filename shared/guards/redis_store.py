@@ -1,0 +1,202 @@
+"""The way to Redis: scripts and single commands, coalesced, over a small pool of connections.
+
+A script is called by its hash and sent whole when the server does not know it, as after a restart. A caller who finds a connection
+free uses it at once; what is asked meanwhile goes out together over the next free one, so many callers share a round trip and none
+waits for a timer. A server that turns out to be part of a Redis Cluster is talked to as one from then on: every call names one key.
+Redis 6 or later; no functions, no modules.
+"""
+
+import asyncio
+import hashlib
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import ConnectionError as DriverConnectionError
+from redis.exceptions import MovedError, NoScriptError, ResponseError
+
+from shared.config import redact_url
+from shared.errors import ConfigurationError, StoreUnavailable
+from shared.guards.redis_errors import translate
+
+_LUA: Final = Path(__file__).parent / "lua"
+SERVER_TIME: Final = (_LUA / "server_time.lua").read_text(encoding="utf-8")
+
+_CONNECT_SECONDS: Final = 1.0
+_ANSWER_SECONDS: Final = 2.0
+_CONNECTION_SECONDS: Final = 2.0
+_CONNECTIONS: Final = 2  # one event loop can't keep more busy; the second goes on when an answer is late on the first
+_BATCH: Final = 256
+_CLUSTER_CONNECTIONS: Final = _CONNECTIONS * _BATCH  # to each server: commands of a batch go out side by side
+_RETRIES: Final = 2
+
+Argument = str | bytes | int | float
+
+
+class Script(NamedTuple):
+    """A Lua script and the name that the server knows it by."""
+
+    source: str
+    sha: str
+
+
+class Command(NamedTuple):
+    """Words of a command; and of its twin that carries the script's source, where it is a script."""
+
+    words: tuple[Argument, ...]
+    whole: tuple[Argument, ...]
+
+
+class RedisStore:
+    """Calls to one Redis, or one Redis Cluster. Nothing is connected before the first call, which belongs to one event loop.
+
+    `now_lua` is the Lua that sets `now`, in seconds, for every script. Raises ConfigurationError for a URL that is none.
+    """
+
+    def __init__(self, url: str, *, now_lua: str = SERVER_TIME) -> None:
+        self._url = url
+        self._where = redact_url(url)
+        self._now_lua = now_lua
+        self._client: Redis | RedisCluster = Redis.from_pool(_pool(url, self._where))
+        self._retired: Redis | None = None
+        self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
+        self._flights = 0
+        self._landed = asyncio.Event()
+        self._batches: set[asyncio.Task[None]] = set()
+        """Nobody else holds on to these tasks."""
+
+    def script(self, name: str) -> Script:
+        """The script in lua/`name`.lua."""
+        source = self._now_lua + (_LUA / f"{name}.lua").read_text(encoding="utf-8")
+        return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+    async def run(self, script: Script, key: str, *arguments: Argument) -> Any:
+        """The answer of a script. It must change nothing for the worse when it is run twice: a lost answer is asked for again."""
+        tail = (1, key, *arguments)
+        return await self.execute(Command(("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail)))
+
+    async def call(self, *words: Argument) -> Any:
+        """The answer of a command whose second word is its key."""
+        return await self.execute(Command(words, words))
+
+    async def execute(self, command: Command) -> Any:
+        """The answer. Raises StoreUnavailable or ConfigurationError, see `redis_errors.translate`."""
+        try:
+            if self._flights < _CONNECTIONS and not self._waiting:
+                answer = await self._fly_alone(command)
+            else:
+                asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+                self._waiting.append((command, asked))
+                answer = await asked
+        except Exception as error:
+            raise translate(error, self._where) from error
+        if isinstance(answer, Exception):
+            raise translate(answer, self._where) from answer
+        return answer
+
+    async def close(self) -> None:
+        """Let calls under way end, and close the connections."""
+        while self._flights:
+            self._landed.clear()
+            await self._landed.wait()
+        await self._client.aclose()
+        if self._retired is not None:
+            await self._retired.aclose()
+
+    async def _fly_alone(self, command: Command) -> Any:
+        self._flights += 1
+        try:
+            [answer] = await self._answers([command])
+            return answer
+        except Exception as error:
+            self._fail_waiting(error)
+            raise
+        finally:
+            self._land()
+
+    async def _fly_together(self, batch: Sequence[tuple[Command, asyncio.Future[Any]]]) -> None:
+        answers: list[Any] = [StoreUnavailable(f"a call of Redis at {self._where} was cut off")] * len(batch)
+        try:
+            answers = await self._answers([command for command, _ in batch])
+        except Exception as error:
+            answers = [error] * len(batch)
+            self._fail_waiting(error)
+        finally:
+            for (_, asked), answer in zip(batch, answers, strict=True):
+                if not asked.done():  # its caller may be gone
+                    asked.set_result(answer)
+            self._land()
+
+    def _land(self) -> None:
+        """Hand the connection on to those who wait."""
+        self._flights -= 1
+        if self._waiting:
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+            self._flights += 1
+            task = asyncio.get_running_loop().create_task(self._fly_together(batch))
+            self._batches.add(task)
+            task.add_done_callback(self._batches.discard)
+        self._landed.set()
+
+    def _fail_waiting(self, error: Exception) -> None:
+        """A flight that was lost has used up the time that a call may take: who waits behind it must not wait for another."""
+        while self._waiting:
+            _, asked = self._waiting.popleft()
+            if not asked.done():
+                asked.set_result(error)
+
+    async def _answers(self, commands: Sequence[Command]) -> list[Any]:
+        answers = await self._send([command.words for command in commands])
+        again = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError | MovedError)]
+        if again:
+            if any(isinstance(answers[index], MovedError) for index in again):
+                self._become_cluster()
+            for index, answer in zip(again, await self._send([commands[index].whole for index in again]), strict=True):
+                answers[index] = answer
+        return answers
+
+    async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        client = self._client
+        if isinstance(client, RedisCluster):
+            # Keys live on different servers, so commands go out one by one.
+            return await asyncio.gather(*(client.execute_command(*words) for words in commands), return_exceptions=True)
+        if len(commands) == 1:
+            try:
+                return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                return [error]
+        pipeline = client.pipeline(transaction=False)
+        for words in commands:
+            pipeline.execute_command(*words)
+        return await pipeline.execute(raise_on_error=False)
+
+    def _become_cluster(self) -> None:
+        if isinstance(self._client, Redis):
+            self._retired = self._client  # another flight may still be using it
+            self._client = RedisCluster.from_url(
+                self._url,
+                socket_timeout=_ANSWER_SECONDS,
+                socket_connect_timeout=_CONNECT_SECONDS,
+                max_connections=_CLUSTER_CONNECTIONS,
+            )
+
+
+def _pool(url: str, where: str) -> BlockingConnectionPool:
+    try:
+        pool = BlockingConnectionPool.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            timeout=_CONNECTION_SECONDS,
+            socket_timeout=_ANSWER_SECONDS,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            # A server that does not answer is not asked again: the caller has waited long enough. A broken connection is made anew.
+            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), _RETRIES, (DriverConnectionError,)),
+        )
+        pool.make_connection()  # type: ignore[no-untyped-call]  # refuses options that no connection has; connects nothing
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"REDIS_URL ({where}) is not a Redis URL: redis://user:password@host:6379/0") from error
+    return pool

@@ -1,0 +1,74 @@
+"""One instance of many, in a process of its own, that uses the guards of a Firestore emulator at the same time as the others.
+
+    python -m tests.support.firestore_process EMULATOR PROJECT claim COUNT LEASE_SECONDS
+    python -m tests.support.firestore_process EMULATOR PROJECT reserve CALLERS RATE BURST SECONDS PAUSE_SECONDS
+
+Prints `ready`, waits for a line, does its work and prints the result as JSON: `claim` the ids that it got, with their tokens;
+`reserve` when each call arrived and was let through, in seconds since the epoch. Each of CALLERS calls again PAUSE_SECONDS after it
+was let through. Then it waits for the end of its input.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from typing import Any
+
+from shared.clock import SystemClock
+from shared.guards import Guards, New
+from shared.guards.firestore import open_firestore
+
+_AT_ONCE = 50
+
+
+async def main(emulator: str, project: str, what: str, *numbers: str) -> None:
+    guards = open_firestore(project, SystemClock(), emulator=emulator)
+    await guards.breaker.state("warm")  # connected
+    say("ready")
+    await asyncio.to_thread(sys.stdin.readline)
+    work = claim_all if what == "claim" else reserve_all
+    say(json.dumps(await work(guards, *(float(number) for number in numbers))))
+    await asyncio.to_thread(sys.stdin.read)
+    await guards.close()
+
+
+async def claim_all(guards: Guards, count: float, lease_seconds: float) -> dict[str, str]:
+    won = {}
+    ids = [f"message {number}" for number in range(int(count))]
+    random.shuffle(ids)
+
+    async def work() -> None:
+        while ids:
+            key = ids.pop()
+            answer = await guards.idempotency.claim(key, lease_seconds=lease_seconds, ttl_seconds=3600)
+            if isinstance(answer, New):
+                won[key] = answer.token
+
+    await asyncio.gather(*(work() for _ in range(_AT_ONCE)))
+    return won
+
+
+async def reserve_all(guards: Guards, callers: float, rate: float, burst: float, seconds: float, pause: float) -> list[Any]:
+    passed: list[tuple[float, float]] = []
+    end = time.time() + seconds
+
+    async def work() -> None:
+        await asyncio.sleep(random.uniform(0, pause))
+        while (arrived := time.time()) < end:
+            wait = await guards.limiter.reserve("model", rate=rate, burst=burst)
+            through = time.time() + wait
+            passed.append((arrived, through))
+            await asyncio.sleep(max(0.0, min(through, end) - time.time()) + pause)
+
+    await asyncio.gather(*(work() for _ in range(int(callers))))
+    return passed
+
+
+def say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))
