@@ -1,5 +1,6 @@
 """A platform with one agent that does nothing, on a real database: what is left is the platform's own cost."""
 
+import asyncio
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -69,8 +70,7 @@ class World:
         ids = [workflow_id(self.runtime.clock.now()) for _ in range(count)]
         events = [request_event(self.runtime, wanted, workflow=one) for one in ids]
         started = perf_counter()
-        for event in events:
-            await dispatcher.apply([event])
+        await asyncio.gather(*(dispatcher.apply([event]) for event in events))
         await self.runtime.bus.idle()  # type: ignore[attr-defined]  # the memory bus can tell
         seconds = perf_counter() - started
         statuses = [one["status"] for one in await self.runtime.store.recent(name=definition.name, limit=count)]

@@ -21,7 +21,7 @@ class WorkflowStore:
     `clock` replaces the database's time where tests move it; a fleet has one time, the database's.
     """
 
-    def __init__(self, caller: Caller, *, max_running: int, lanes: int = 2, clock: Clock | None = None) -> None:
+    def __init__(self, caller: Caller, *, max_running: int, lanes: int = 1, clock: Clock | None = None) -> None:
         self._caller = caller
         self._max_running = max_running
         self._clock = clock
