@@ -1,4 +1,4 @@
-"""What guarding one piece of work costs: a claim, a reservation and the completion, in memory and, where there is one, in Redis."""
+"""What guarding one piece of work costs: a claim, a reservation and the completion, in memory and, where there are, two servers."""
 
 import asyncio
 import itertools
@@ -10,6 +10,7 @@ import uvloop
 
 from shared.clock import SystemClock
 from shared.guards import Guards, New, open_guards
+from tests.support import firestore
 from tests.support.servers import redis_binary, redis_server
 
 _CALLERS = (1, 10, 100)
@@ -43,15 +44,16 @@ async def _pieces(work: Callable[[], Awaitable[None]], callers: int, count: int)
     return perf_counter() - started, microseconds
 
 
-async def _measure(name: str, guards: Guards) -> dict[str, float]:
+async def _measure(name: str, guards: Guards, *, share: int = 1) -> dict[str, float]:
+    """The figures; of the usual number of pieces only one in `share` is measured."""
     figures = {}
-    await _pieces(lambda: _piece(guards), 10, 500)
+    await _pieces(lambda: _piece(guards), 10, 500 // share)
     for callers in _CALLERS:
-        seconds, each = await _pieces(lambda: _piece(guards), callers, _PIECES[callers])
+        seconds, each = await _pieces(lambda: _piece(guards), callers, _PIECES[callers] // share)
         percentiles = quantiles(each, n=100)
         figures[f"guards.{name}_{callers}_together_p50_us"] = percentiles[49]
         figures[f"guards.{name}_{callers}_together_p99_us"] = percentiles[98]
-        figures[f"guards.{name}_{callers}_per_second"] = _PIECES[callers] * _OPERATIONS / seconds
+        figures[f"guards.{name}_{callers}_per_second"] = _PIECES[callers] // share * _OPERATIONS / seconds
     await guards.close()
     return figures
 
@@ -61,7 +63,17 @@ async def _run() -> dict[str, float]:
     if redis_binary() is not None:
         with redis_server() as server:
             figures |= await _measure("redis", open_guards("redis", SystemClock(), redis_url=server.url))
-    return figures
+    return figures | await _firestore()
+
+
+async def _firestore() -> dict[str, float]:
+    """An emulator's figures: the service's round trips take longer, and many at once are served side by side."""
+    if firestore.missing() is not None:
+        return {}
+    from shared.guards.firestore import open_firestore
+
+    with firestore.emulator() as address:
+        return await _measure("firestore", open_firestore("bench", SystemClock(), emulator=address), share=10)
 
 
 def run() -> dict[str, float]:

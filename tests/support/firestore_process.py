@@ -19,7 +19,7 @@ from shared.clock import SystemClock
 from shared.guards import Guards, New
 from shared.guards.firestore import open_firestore
 
-_AT_ONCE = 50
+_AT_ONCE = 20
 
 
 async def main(emulator: str, project: str, what: str, *numbers: str) -> None:

@@ -42,7 +42,7 @@ class Fleet:
         )
 
     def use(self, instance: int, cost: float) -> None:
-        cost = min(cost / 4, self.burst)
+        cost = min(cost, self.burst)
         left = use(self.held[instance], self.now, rate=self.rate, burst=self.burst, cost=cost)
         if left is not None:
             self.held[instance] = left
@@ -120,6 +120,23 @@ def test_a_lease_can_be_used_evenly_for_as_long_as_it_was_asked_for() -> None:
             left = use(held, second, rate=10, burst=10, cost=1)
             assert left is not None, f"nothing is left after {second} s"
             held = left
+
+
+def test_a_token_is_not_used_before_its_time() -> None:
+    held, _ = lease(Schedule(), 0.0, rate=10, burst=10, tokens=40, seconds=10)
+    used = 0
+    while (left := use(held, 0.0, rate=10, burst=10, cost=1)) is not None:
+        held, used = left, used + 1
+
+    assert 0 < used <= 5
+    assert use(held, 5.0, rate=10, burst=10, cost=1) is not None
+
+
+def test_tokens_too_old_to_be_used_with_the_last_are_not_part_of_a_cost() -> None:
+    """A hole ends 4 s before the next free stretch: with a burst of 2 s nobody can use both at once."""
+    schedule = Schedule(full_at=5.0, holes=(Stretch(0.0, 1.0),))
+
+    assert reserve(schedule, 0.0, rate=1, burst=2, cost=2) == (5.0, Schedule(7.0, schedule.blocked_until, (Stretch(0.0, 1.0),)))
 
 
 def test_others_find_at_least_half_of_the_bucket() -> None:
