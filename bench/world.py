@@ -1,6 +1,7 @@
 """A platform with one agent that does nothing, on a real database: what is left is the platform's own cost."""
 
 import asyncio
+import gc
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -91,6 +92,7 @@ async def open_world() -> AsyncIterator[World]:
             await migrations.migrate(runtime.database_url)
             world = World(runtime)
             await _join(world)
+            gc.freeze()
             try:
                 yield world
             finally:

@@ -5,6 +5,7 @@ bus inside the process nobody else can be working on it.
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -98,6 +99,7 @@ async def _running(live: Runtime) -> AsyncIterator[Platform]:
         await _join_functions(live)
         left_over = [one["id"] for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
+        gc.freeze()  # what starting made lives as long as the process: the collector need not walk through it again
         sweeping = asyncio.create_task(_sweep(live))
         try:
             yield Platform(live, left_over)

@@ -9,7 +9,8 @@ from shared.clock import Clock
 from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state.base import Caller, Command, Event
 
-_MAX_BATCH = 250
+_MAX_BATCH = 100
+"""More in one call costs little less per event, and leaves this process idle meanwhile."""
 
 
 class WorkflowStore:
@@ -21,7 +22,7 @@ class WorkflowStore:
     `clock` replaces the database's time where tests move it; a fleet has one time, the database's.
     """
 
-    def __init__(self, caller: Caller, *, max_running: int, lanes: int = 1, clock: Clock | None = None) -> None:
+    def __init__(self, caller: Caller, *, max_running: int, lanes: int = 2, clock: Clock | None = None) -> None:
         self._caller = caller
         self._max_running = max_running
         self._clock = clock
