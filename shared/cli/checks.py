@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from shared.ai import load_prompt
 from shared.cli.output import counted, describe_model
@@ -52,7 +53,8 @@ async def examine() -> list[Check]:
         ("prompts", _prompts),
         ("workflows", _workflows),
         ("model", _model),
-        ("bus and guards", _bus_and_guards),
+        ("bus", _bus),
+        ("guards", _guards),
     )
     for name, examination in examinations:
         try:
@@ -60,8 +62,7 @@ async def examine() -> list[Check]:
         except AgentTeamError as error:
             found, _, advice = str(error).partition("; ")
             checks.append(Check(name, False, found, advice))
-    if "store" in live.__dict__:
-        await live.close()
+    await live.close()
     return checks
 
 
@@ -127,6 +128,14 @@ async def _model(live: Runtime) -> Check:
     return Check("model", True, describe_model(live.settings))
 
 
-async def _bus_and_guards(live: Runtime) -> Check:
-    _ = live.bus, live.guards
-    return Check("bus and guards", True, f"{live.settings.agent_bus_provider} and {live.settings.guards_backend}")
+async def _bus(live: Runtime) -> Check:
+    _ = live.bus
+    return Check("bus", True, live.settings.agent_bus_provider)
+
+
+async def _guards(live: Runtime) -> Check:
+    settings = live.settings
+    # A claim fails when the store is away, and writes: what is full or read-only shows too. It is gone in a second.
+    await live.guards.idempotency.claim(f"doctor:{uuid4()}", lease_seconds=1, ttl_seconds=1)
+    where = {"memory": "", "redis": redact_url(settings.redis_url or ""), "firestore": settings.gcp_project_id or ""}
+    return Check("guards", True, f"{settings.guards_backend} {where[settings.guards_backend]}".rstrip())

@@ -34,6 +34,7 @@ from shared.runtime import Runtime
 from shared.runtime.requests import request_event
 from shared.state import WorkflowStore
 from tests.support.doubles import SECRET, RememberingBus
+from tests.support.servers import redis_server
 
 ROOT = Path(__file__).parents[2]
 BRIEF = "The ferry was late on Monday. The crew had 3 people instead of 5. Who decides when it sails?"
@@ -603,7 +604,7 @@ def test_the_doctor_speaks_json(run: Run, database: str) -> None:
     assert "schema current" in found["database"]["found"]
     assert found["model"]["found"].startswith("Gemini")
     assert found["signing secret"]["found"].startswith("from COMM_HMAC_DEFAULT_SECRET")
-    assert set(found) >= {"python", "configuration", "data folder", "functions", "prompts", "workflows", "bus and guards"}
+    assert set(found) >= {"python", "configuration", "data folder", "functions", "prompts", "workflows", "bus", "guards"}
 
 
 def test_the_doctor_finds_a_database_without_schema(run: Run, empty_database: str) -> None:
@@ -632,9 +633,30 @@ def test_the_doctor_finds_a_back_end_that_cannot_be_opened(run: Run, monkeypatch
         raise ModelRefused("nobody home; ring again")
 
     monkeypatch.setattr("shared.runtime.wiring.open_bus", broken)
-    found = findings(run("doctor", "--json"))["bus and guards"]
+    found = findings(run("doctor", "--json"))["bus"]
 
-    assert found == {"name": "bus and guards", "ok": False, "found": "nobody home", "advice": "ring again"}
+    assert found == {"name": "bus", "ok": False, "found": "nobody home", "advice": "ring again"}
+
+
+def test_the_doctor_asks_the_store_of_the_guards(run: Run) -> None:
+    with redis_server(password="a-very-secret-word") as server:
+        healthy = run("doctor", "--json", REDIS_URL=server.url)
+        wrong = run("doctor", "--json", REDIS_URL=server.url.replace("a-very-secret-word", "another-secret-word"))
+    gone = run("doctor", "--json", REDIS_URL=server.url)
+
+    assert findings(healthy)["guards"]["found"].startswith("redis redis://")
+    assert [result.exit_code for result in (healthy, wrong, gone)] == [0, 2, 2]
+    assert "password" in findings(wrong)["guards"]["found"]
+    assert "cannot be reached" in findings(gone)["guards"]["found"]
+    assert "secret-word" not in healthy.output + wrong.output + gone.output
+
+
+def test_the_doctor_finds_guards_that_cannot_write(run: Run) -> None:
+    with redis_server("--maxmemory", "1") as server:
+        full = run("doctor", "--json", REDIS_URL=server.url)
+
+    assert findings(full)["guards"]["ok"] is False
+    assert "is full" in findings(full)["guards"]["found"]
 
 
 def test_a_log_that_has_grown_too_large_makes_room(tmp_path: Path) -> None:
