@@ -77,6 +77,23 @@ async def test_the_same_brief_gives_the_same_report(database: str, tmp_path: Pat
     assert outputs(first) == outputs(second)
 
 
+async def test_a_report_holds_the_words_of_its_brief_and_no_others(database: str, tmp_path: Path) -> None:
+    harbour = (
+        "The Vexlorian ferry missed its quombat slot at Skarholm on 3 May. The glimber winch jammed after 41 hours without grease. "
+        "Nobody had told the drosk crew that the zephrine valve was closed. We propose a second glimber winch before the autumn."
+    )
+    bakery = (
+        "Our sourdough mivlets sold out by nine on every Saturday in June. The plonquil oven needs 90 minutes to reach heat. "
+        "Two apprentices, Oda and Trebble, asked for an earlier start. A third tray costs 310 euros and pays back in five weeks."
+    )
+    async with platform(database, tmp_path) as opened:
+        about_harbour, about_bakery = (one["output"]["text"] for one in await write_reports(opened, [harbour, bakery]))
+    assert all(word in about_harbour for word in ("Vexlorian", "glimber", "zephrine"))
+    assert all(word in about_bakery for word in ("mivlets", "plonquil", "Trebble"))
+    assert "glimber" not in about_bakery
+    assert "mivlets" not in about_harbour
+
+
 @pytest.mark.parametrize(
     ("answer", "error"),
     [(ModelRefused("the key is wrong; check GEMINI_API_KEY"), "ModelRefused"), ({"no": "questions"}, "InputError")],
