@@ -1,7 +1,6 @@
 """A platform with one agent that does nothing, on a real database: what is left is the platform's own cost."""
 
 import asyncio
-import gc
 import logging
 import tempfile
 from collections.abc import AsyncIterator
@@ -13,6 +12,7 @@ from time import perf_counter
 from shared.ai import open_model
 from shared.config import Settings
 from shared.ids import workflow_id
+from shared.local.platform import tune_collector
 from shared.messages import WorkflowRequested
 from shared.runtime import Result, Runtime, Task, Team, load
 from shared.runtime.pipeline import Pipeline
@@ -92,7 +92,7 @@ async def open_world() -> AsyncIterator[World]:
             await migrations.migrate(runtime.database_url)
             world = World(runtime)
             await _join(world)
-            gc.freeze()
+            tune_collector()
             try:
                 yield world
             finally:
