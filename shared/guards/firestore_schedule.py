@@ -118,7 +118,8 @@ def _lend(free: list[Stretch], part: Stretch, length: float) -> list[Stretch]:
         one = free[index]
         end = min(one.end, part.end)
         start = max(one.start, part.start, end - length)
-        if start < end and length > 0:
+        # give_back joins what lies closer together than the slack, and would free a shorter stretch that is still lent.
+        if end - start > 2 * _SLACK_SECONDS and length > 0:
             free[index : index + 1] = [Stretch(one.start, start), Stretch(end, one.end)]
             taken.insert(0, Stretch(start, end))
             length -= end - start
