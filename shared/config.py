@@ -114,6 +114,12 @@ class Settings(BaseSettings):
     redis_url: RedisUrl = None
     guards_backend: GuardsBackend = Field(default_factory=_default_backend)
     """Where it is not given: redis when there is a `REDIS_URL`, else memory."""
+    guards_instances: Count = 10
+    """Instances that ever run at once: while the guards' store is down, each takes one of so many shares of every rate limit."""
+    push_audience: Annotated[Text | None, _expect("the audience that the push subscriptions ask tokens for")] = None
+    """When it is given, the push door takes only requests with a token that Google signed for it."""
+    push_service_account: Annotated[Text | None, _expect("the email of the service account that pushes")] = None
+    pubsub_emulator_host: Annotated[Text | None, _expect("host:port of a Pub/Sub emulator")] = None
     database_url: PostgresUrl = None
     supabase_url: HttpUrl = None
     supabase_service_role_key: Annotated[SecretStr | None, _expect("the project's service role key")] = None
@@ -219,7 +225,7 @@ _SECRETS = tuple(name for name, field in Settings.model_fields.items() if _holds
 _KEY_PREFIX = "COMM_HMAC_KEY_"
 _KEY_VARIABLE = re.compile(rf"{_KEY_PREFIX}([A-Z0-9][A-Z0-9_]*)")
 _FIELDS = {variable_of(name): name for name in Settings.model_fields if name != "comm_hmac_keys"}
-_OWN_PREFIXES = ("AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_")
+_OWN_PREFIXES = ("AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_")
 # GitHub's hosted runners set it for every job: refusing it would keep the platform from starting there.
 _FOREIGN = frozenset({"AGENT_TOOLSDIRECTORY"})
 _REQUIRED_IN_PRODUCTION = (
@@ -301,6 +307,13 @@ def _broken_rules(settings: Settings, given: Mapping[str, Any]) -> Iterator[tupl
         for field in _REQUIRED_IN_PRODUCTION:
             if field not in given:
                 yield variable_of(field), f"is required in production; expected {Settings.model_fields[field].description}"
+        if settings.agent_bus_provider == "pubsub" and settings.push_audience is None:
+            # Without it the push door would believe whoever finds it.
+            expected = Settings.model_fields["push_audience"].description
+            yield "PUSH_AUDIENCE", f"is required in production with AGENT_BUS_PROVIDER=pubsub; expected {expected}"
+    if settings.push_audience is not None and settings.push_service_account is None:
+        expected = Settings.model_fields["push_service_account"].description
+        yield "PUSH_SERVICE_ACCOUNT", f"is needed because PUSH_AUDIENCE is given; expected {expected}"
     for field, choice, needed in _NEEDS:
         if getattr(settings, field) == choice and needed not in given:
             description = Settings.model_fields[needed].description

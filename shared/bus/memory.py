@@ -24,7 +24,7 @@ from typing import Any
 
 from shared.bus.base import Delivery, Handler, Message, Outcome, Subscription
 from shared.bus.chaos import Chaos
-from shared.bus.policy import Fate, backoff_seconds, check_messages, dead_letter, fate
+from shared.bus.policy import MAX_DATA_BYTES, Fate, backoff_seconds, check_messages, dead_letter, fate
 from shared.clock import Clock
 from shared.errors import BusUnavailable, Conflict, NotFound
 
@@ -85,13 +85,16 @@ class MemoryBus:
     dropped: Counter[str]
     """Messages per topic that no subscription wanted."""
 
-    def __init__(self, clock: Clock, *, chaos: Chaos | None = None, grace_seconds: float = 10.0) -> None:
+    def __init__(
+        self, clock: Clock, *, chaos: Chaos | None = None, grace_seconds: float = 10.0, max_bytes: int = MAX_DATA_BYTES
+    ) -> None:
         self.published = Counter()
         self.dropped = Counter()
         self._clock = clock
         self._chaos = chaos
         self._random = Random(0 if chaos is None else chaos.seed)
         self._grace_seconds = grace_seconds
+        self._max_bytes = max_bytes
         self._lines: dict[str, _Line] = {}
         self._topics: dict[str, list[_Line]] = {}
         self._overdue: dict[_Run, asyncio.Task[None]] = {}
@@ -105,7 +108,7 @@ class MemoryBus:
     async def publish(self, messages: Sequence[Message]) -> None:
         """Store every message. Raises InputError, storing none, when one is too large; BusUnavailable once closed."""
         self._refuse_when_closed()
-        check_messages(messages)
+        check_messages(messages, max_bytes=self._max_bytes)
         now = self._clock.now()
         for message in messages:
             self._store(message, now)

@@ -13,8 +13,8 @@ from typing import Final
 from shared.bus.base import Message, Subscription
 from shared.errors import InputError
 
-MAX_DATA_BYTES: Final = 10_000_000
-"""Pub/Sub's limit for the data of one message."""
+MAX_DATA_BYTES: Final = 524_288
+"""What a message's data may take where nobody says otherwise; Pub/Sub itself would take 10 MB."""
 RETENTION_SECONDS: Final = 7 * 86_400.0
 """How long an unacknowledged message is kept: Pub/Sub's default."""
 
@@ -29,13 +29,13 @@ class Fate(Enum):
     EXPIRE = "expire"
 
 
-def check_messages(messages: Sequence[Message]) -> None:
-    """Raises InputError when the data of a message is larger than `MAX_DATA_BYTES`."""
+def check_messages(messages: Sequence[Message], *, max_bytes: int) -> None:
+    """Raises InputError when the data of a message is larger than `max_bytes`."""
     for message in messages:
-        if len(message.data) > MAX_DATA_BYTES:
+        if len(message.data) > max_bytes:
             raise InputError(
-                f"a message for topic {message.topic} has {len(message.data):,} bytes of data; the bus takes {MAX_DATA_BYTES:,}: "
-                "pass large data by reference"
+                f"a message for topic {message.topic} has {len(message.data):,} bytes of data and the bus takes {max_bytes:,}; "
+                "raise MAX_PAYLOAD_BYTES, or pass large data by reference"
             )
 
 

@@ -68,7 +68,8 @@ class Runtime:
 
     @cached_property
     def bus(self) -> Bus:
-        return open_bus(self.settings.agent_bus_provider, self.clock)
+        settings = self.settings
+        return open_bus(settings.agent_bus_provider, self.clock, max_bytes=settings.max_payload_bytes)
 
     @cached_property
     def guards(self) -> Guards:
@@ -78,6 +79,7 @@ class Runtime:
             self.clock,
             redis_url=None if url is None else url.get_secret_value(),
             gcp_project=self.settings.gcp_project_id,
+            instances=self.settings.guards_instances,
         )
 
     @cached_property

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from shared.bus import Delivery, Message, Outcome, Subscription
+from shared.errors import InputError
 
 from .harness import BusRig, settle
 
@@ -204,6 +205,18 @@ async def test_a_payload_of_512_kb_passes(bus_rig: BusRig) -> None:
     await bus_rig.time.until(lambda: recorder.has(1))
 
     assert recorder.deliveries[0].data == data
+
+
+async def test_one_byte_more_is_refused_and_nothing_of_the_batch_is_published(bus_rig: BusRig) -> None:
+    recorder = Recorder(bus_rig)
+    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+
+    with pytest.raises(InputError, match="tasks has 524,289 bytes of data"):
+        await bus_rig.bus.publish([Message("tasks", b"fits"), Message("tasks", bytes(512 * 1024 + 1))])
+    await bus_rig.bus.publish([Message("tasks", b"next")])
+    await bus_rig.time.until(lambda: recorder.has(1))
+
+    assert [d.data for d in recorder.deliveries] == [b"next"]
 
 
 async def test_of_ten_thousand_messages_none_is_lost(bus_rig: BusRig) -> None:

@@ -18,11 +18,15 @@ PRODUCTION = {
     "COMM_HMAC_DEFAULT_SECRET": SECRET,
     "AGENT_BUS_PROVIDER": "pubsub",
     "GCP_PROJECT_ID": "acme",
+    "PUSH_AUDIENCE": "https://agents.example",
+    "PUSH_SERVICE_ACCOUNT": "push@acme.iam.gserviceaccount.com",
     "DATABASE_URL": "postgresql://team:hunter2@db.example:5432/postgres",
     "SUPABASE_URL": "https://acme.supabase.co",
     "SUPABASE_SERVICE_ROLE_KEY": "service-role-key",
     "SENTRY_DSN": "https://publickey@sentry.example/1",
 }
+NEEDED_BY_CHOICE = {"NODE_ENV", "GCP_PROJECT_ID", "PUSH_AUDIENCE", "PUSH_SERVICE_ACCOUNT"}
+"""Of these, those that production itself does not ask for."""
 DEFAULTS = {
     "PORT": "8080",
     "HOST": "0.0.0.0",
@@ -55,12 +59,16 @@ DEFAULTS = {
     "GCP_PROJECT_ID": "",
     "GCP_LOCATION": "us-central1",
     "CLOUDFLARE_ZONE_ID": "",
+    "PUSH_AUDIENCE": "",
+    "PUSH_SERVICE_ACCOUNT": "",
+    "PUBSUB_EMULATOR_HOST": "",
     "ENABLE_DEBATE_MODE": "true",
     "ENABLE_CIRCUIT_BREAKER": "true",
     "ENABLE_RETRY_LOGIC": "true",
     "ENABLE_IDEMPOTENCY": "true",
     "ENABLE_CACHE": "false",
     "GUARDS_BACKEND": "memory",
+    "GUARDS_INSTANCES": "10",
 }
 """What operators were promised, independent of the code."""
 
@@ -137,7 +145,7 @@ def test_the_two_names_of_the_environment_may_agree_but_not_differ() -> None:
     assert mistake.startswith("NODE_ENV and APP_ENV differ")
 
 
-@pytest.mark.parametrize("variable", sorted(PRODUCTION.keys() - {"NODE_ENV", "GCP_PROJECT_ID"}))
+@pytest.mark.parametrize("variable", sorted(PRODUCTION.keys() - NEEDED_BY_CHOICE))
 def test_production_requires(variable: str) -> None:
     load_settings(PRODUCTION)
     [mistake] = mistakes({name: value for name, value in PRODUCTION.items() if name != variable})
@@ -181,6 +189,7 @@ def test_elsewhere_nothing_is_required(environment: str) -> None:
         ("MAX_PAYLOAD_BYTES", "512KB"),
         ("DEFAULT_TOOL_TIMEOUT_MS", "0"),
         ("MAX_CONCURRENT_PIPELINES", "0"),
+        ("GUARDS_INSTANCES", "0"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named_with_what_is_expected(variable: str, value: str) -> None:
@@ -235,6 +244,16 @@ def test_a_choice_that_needs_another_setting_says_so_once(environ: dict[str, str
     load_settings(environ | {"REDIS_URL": "redis://localhost", "GCP_PROJECT_ID": "acme"})
 
 
+def test_a_pushed_message_must_be_provable_in_production() -> None:
+    without = {name: value for name, value in PRODUCTION.items() if not name.startswith("PUSH_")}
+    [mistake] = mistakes(without)
+    assert mistake.startswith("PUSH_AUDIENCE is required in production with AGENT_BUS_PROVIDER=pubsub; expected ")
+    load_settings(without | {"AGENT_BUS_PROVIDER": "redis", "REDIS_URL": "redis://cache"})
+
+    [mistake] = mistakes({"PUSH_AUDIENCE": "https://agents.example"})
+    assert mistake.startswith("PUSH_SERVICE_ACCOUNT is needed because PUSH_AUDIENCE is given; expected ")
+
+
 def test_the_guards_follow_redis_unless_told_otherwise() -> None:
     redis = {"REDIS_URL": "redis://localhost"}
     assert load_settings({}).guards_backend == "memory"
@@ -280,7 +299,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     )
     assert {mistake.split()[0] for mistake in found} == {
         *("PORT", "AI_TEMPERATURE", "AI_TEMPRATURE", "COMM_HMAC_KEY_V2", "COMM_HMAC_KEY_V3", "REDIS_URL"),
-        *(PRODUCTION.keys() - {"NODE_ENV", "GCP_PROJECT_ID"}),
+        *(PRODUCTION.keys() - NEEDED_BY_CHOICE),
     }
     assert len(found) == 13
 
