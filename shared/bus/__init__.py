@@ -7,10 +7,19 @@ from shared.errors import ConfigurationError
 __all__ = ["Bus", "Delivery", "Handler", "Message", "Outcome", "Subscription", "open_bus"]
 
 
-def open_bus(provider: str, clock: Clock, *, max_bytes: int) -> Bus:
-    """The bus that `AGENT_BUS_PROVIDER` names. It refuses messages with more than `max_bytes` of data.
+def open_bus(
+    provider: str,
+    clock: Clock,
+    *,
+    max_bytes: int,
+    redis_url: str | None = None,
+    gcp_project: str | None = None,
+    pubsub_emulator: str | None = None,
+) -> Bus:
+    """The bus that `AGENT_BUS_PROVIDER` names. It refuses messages with more than `max_bytes` of data. Nothing is connected yet.
 
-    Raises ConfigurationError for a name that is not known here.
+    Raises ConfigurationError for a name that is not known here, and when what the bus needs is missing: `redis_url` or
+    `gcp_project`. `pubsub_emulator` is the host:port of an emulator to use instead of the service.
     """
     if provider == "memory":
         from shared.bus.memory import MemoryBus

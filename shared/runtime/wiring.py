@@ -69,15 +69,21 @@ class Runtime:
     @cached_property
     def bus(self) -> Bus:
         settings = self.settings
-        return open_bus(settings.agent_bus_provider, self.clock, max_bytes=settings.max_payload_bytes)
+        return open_bus(
+            settings.agent_bus_provider,
+            self.clock,
+            max_bytes=settings.max_payload_bytes,
+            redis_url=self._redis_url,
+            gcp_project=settings.gcp_project_id,
+            pubsub_emulator=settings.pubsub_emulator_host,
+        )
 
     @cached_property
     def guards(self) -> Guards:
-        url = self.settings.redis_url
         return open_guards(
             self.settings.guards_backend,
             self.clock,
-            redis_url=None if url is None else url.get_secret_value(),
+            redis_url=self._redis_url,
             gcp_project=self.settings.gcp_project_id,
             instances=self.settings.guards_instances,
         )
@@ -151,6 +157,11 @@ class Runtime:
         from shared.runtime.dispatcher import Dispatcher
 
         return Dispatcher(self.store, self.bus, self.sender(function), self.clock)
+
+    @property
+    def _redis_url(self) -> str | None:
+        url = self.settings.redis_url
+        return None if url is None else url.get_secret_value()
 
     @property
     def max_retries(self) -> int:
