@@ -629,7 +629,7 @@ def test_the_doctor_finds_a_data_folder_that_cannot_be_written(run: Run, tmp_pat
 
 
 def test_the_doctor_finds_a_back_end_that_cannot_be_opened(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ModelRefused("nobody home; ring again")
 
     monkeypatch.setattr("shared.runtime.wiring.open_bus", broken)
