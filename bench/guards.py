@@ -10,8 +10,9 @@ import uvloop
 
 from shared.clock import SystemClock
 from shared.guards import Guards, New, open_guards
+from shared.local.servers import redis_binary
 from tests.support import firestore
-from tests.support.servers import redis_binary, redis_server
+from tests.support.servers import redis_server
 
 _CALLERS = (1, 10, 100)
 _PIECES = {1: 2_000, 10: 5_000, 100: 10_000}

@@ -1,5 +1,7 @@
 """`agent-team serve`: the whole platform on one address of this machine."""
 
+import asyncio
+from enum import Enum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +18,14 @@ if TYPE_CHECKING:
 _LOCALHOST = "127.0.0.1"
 
 
+class Bus(Enum):
+    """What carries the messages."""
+
+    MEMORY = "memory"
+    REDIS = "redis"
+    PUBSUB = "pubsub"
+
+
 def serve(
     host: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Address to listen on; HOST or 127.0.0.1 when left out.")
@@ -24,16 +34,24 @@ def serve(
         int | None,
         typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on, 0 for any free one; PORT or 8080 when left out."),
     ] = None,
+    bus: Annotated[
+        Bus | None,
+        typer.Option(
+            help="memory: everything in this process. redis, pubsub: a process for each function and a real bus, as in the cloud. "
+            "AGENT_BUS_PROVIDER when left out."
+        ),
+    ] = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
-    """Serve the platform here: API, console and every function's push door. Ctrl-C ends it."""
+    """Serve the platform here: API, console and every function. Ctrl-C ends it."""
     with session(verbose=verbose) as settings:
         from shared.local.server import bind
 
+        provider = settings.agent_bus_provider if bus is None else bus.value
         # Before anything else is started, so that a port in use is told at once.
         with bind(_host(settings, host), settings.port if port is None else port) as listening:
             try:
-                run_async(_serve(settings, listening))
+                run_async(_serve(settings, listening) if provider == "memory" else _serve_fleet(settings, listening, provider))
             except Stopped:
                 # The ordinary end of a server, so not an error to whoever started it.
                 typer.echo("agent-team has ended; what is unfinished goes on with the next start")
@@ -51,26 +69,45 @@ async def _serve(settings: "Settings", listening: "socket.socket") -> None:
     from shared.local import open_platform
     from shared.local.server import create_app, serve
 
-    async with open_platform(settings) as platform:
+    async with open_platform(settings.model_copy(update={"agent_bus_provider": "memory"})) as platform:
         if platform.unfinished:
             say(f"resuming {counted(len(platform.unfinished), 'unfinished workflow')}: {listed(platform.unfinished)}")
         app = create_app(platform.runtime)
-        await serve(app, listening, on_started=lambda: _tell_where(settings, listening))
+        functions = "/functions/NAME, where Pub/Sub would push to"
+        address = listening.getsockname()[:2]
+        await serve(app, listening, on_started=lambda: _tell_where(settings, address, f"functions  {_url(*address)}{functions}"))
 
 
-def _tell_where(settings: "Settings", listening: "socket.socket") -> None:
+async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str) -> None:
+    from shared.cli.output import say
+    from shared.local.fleet import open_fleet
+
+    host, port = listening.getsockname()[:2]
+    listening.close()  # the gateway's own process listens there
+    say(f"starting a process for each function, on {bus} ...", style="dim")
+    async with open_fleet(settings, bus=bus, host=host, port=port) as fleet:
+        what = f"{len(fleet.functions)} processes on {bus}"
+        served = ", ".join(f"{name} {url}" for name, url in fleet.addresses.items() if name != "gateway")
+        _tell_where(settings, (host, port), f"functions  {what}; over HTTP: {served}")
+        await asyncio.Event().wait()
+
+
+def _url(host: str, port: int) -> str:
+    shown = _LOCALHOST if ip_address(host).is_unspecified else host
+    return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
+
+
+def _tell_where(settings: "Settings", address: tuple[str, int], functions: str) -> None:
     from shared.cli.output import describe_model
     from shared.local.home import LOG_FILE
 
-    address, port = listening.getsockname()[:2]
-    shown = _LOCALHOST if ip_address(address).is_unspecified else address
-    url = f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
-    reach = "this machine" if ip_address(address).is_loopback else "every network that this machine is in"
+    url = _url(*address)
+    reach = "this machine" if ip_address(address[0]).is_loopback else "every network that this machine is in"
     typer.echo(
         f"agent-team is ready on {url}; Ctrl-C ends it\n"
         f"  console    {url}/\n"
         f"  API        {url}/v1/workflows, documented at {url}/docs\n"
-        f"  functions  {url}/functions/NAME, where Pub/Sub would push to\n"
+        f"  {functions}\n"
         f"  access     open, without API keys, to {reach}\n"
         f"  model      {describe_model(settings)}\n"
         f"  data       {settings.agent_team_home.resolve()}, logs in {LOG_FILE}"

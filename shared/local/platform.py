@@ -95,7 +95,7 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
 @asynccontextmanager
 async def _running(live: Runtime) -> AsyncIterator[Platform]:
     try:
-        await _prepare_database(live)
+        await prepare_database(live)
         await _join_functions(live)
         left_over = [one["id"] for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
@@ -124,7 +124,8 @@ async def _close(live: Runtime) -> None:
     await live.close()
 
 
-async def _prepare_database(live: Runtime) -> None:
+async def prepare_database(live: Runtime) -> None:
+    """Start the embedded database and bring it to the schema; of a given one, only look at the schema."""
     from shared.state import embedded, migrations
 
     dsn = await asyncio.to_thread(lambda: live.database_url)

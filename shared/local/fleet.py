@@ -1,0 +1,247 @@
+"""The platform with a process for each function and a real bus, as in the cloud, on one machine.
+
+On `redis`, functions that messages set off are workers. On `pubsub`, all are served by functions-framework, and what the emulator
+holds is pushed to them in the service's own form. The gateway and the sweeper are called over HTTP in both.
+
+What is not given is brought along: the embedded database, a Redis, the emulator. Processes that end are started again. Everything
+that matters is in the database and in the bus: kill any process at any time.
+"""
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from shared.clock import SystemClock
+from shared.config import Settings
+from shared.local.home import Home, open_log
+from shared.local.platform import prepare_database
+from shared.local.processes import Process
+from shared.local.servers import emulator_command, redis_command
+from shared.runtime import Runtime
+from shared.runtime.spec import FunctionSpec
+from shared.telemetry import describe_error
+
+if TYPE_CHECKING:
+    import httpx
+
+    from shared.bus.pubsub import PubSubBus
+
+_log = logging.getLogger(__name__)
+_ROOT = Path(__file__).parents[2]
+_LOCALHOST = "127.0.0.1"
+_PROJECT = "local"
+_SWEEP_SECONDS = 1.0
+_GRACE_SECONDS = 12.0
+"""Workers take up to 10 s to end."""
+_POLL_SECONDS = 0.02
+_GATEWAY, _SWEEPER = "gateway", "sweeper"
+
+
+class Fleet:
+    """The running processes: servers and functions by name. Open one with `open_fleet`."""
+
+    def __init__(self, settings: Settings, *, bus: str, log: TextIO) -> None:
+        self.settings = settings
+        self.bus = bus
+        self.environment: dict[str, str] = {}
+        """What the functions are told beyond our own environment."""
+        self.servers: dict[str, Process] = {}
+        self.functions: dict[str, Process] = {}
+        self.addresses: dict[str, str] = {}
+        """Where the served functions answer."""
+        self._log = log
+
+    async def start(self, specs: Mapping[str, FunctionSpec], database_url: str, *, host: str, port: int) -> None:
+        """Start what is not given, then every function at once. The gateway listens on `host` and `port`, 0 for any free one."""
+        settings = self.settings
+        self.environment = {
+            "AGENT_TEAM_HOME": str(settings.agent_team_home.resolve()),
+            "AGENT_BUS_PROVIDER": self.bus,
+            "DATABASE_URL": database_url,
+            "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+            "GUARDS_BACKEND": settings.guards_backend if settings.guards_backend != "memory" else "redis",
+            "REDIS_URL": await self._redis(),
+        }
+        if self.bus == "pubsub":
+            self.environment["GCP_PROJECT_ID"] = settings.gcp_project_id or _PROJECT
+            self.environment["PUBSUB_EMULATOR_HOST"] = settings.pubsub_emulator_host or await self._emulator()
+            await self._create_subscriptions(specs)
+        for (name, spec), free in zip(specs.items(), _free_ports(len(specs)), strict=True):
+            if self.bus == "redis" and spec.subscriptions():
+                self.functions[name] = self._worker(name)
+            elif name == _GATEWAY:
+                self.functions[name] = self._server(name, host, port or free)
+            else:
+                self.functions[name] = self._server(name, _LOCALHOST, free)
+        await asyncio.gather(*(process.start() for process in self.functions.values()))
+
+    async def stop(self) -> None:
+        """End the functions in order, then the servers that they stand on."""
+        for processes in (self.functions, self.servers):
+            await asyncio.gather(*(process.stop(grace_seconds=_GRACE_SECONDS) for process in processes.values()))
+
+    async def _redis(self) -> str:
+        if self.settings.redis_url is not None:
+            return self.settings.redis_url.get_secret_value()
+        [port], password = _free_ports(1), secrets.token_hex(24)
+        command, configuration = redis_command(self.settings.agent_team_home.resolve() / "redis", port, password)
+        await self._start_server("redis", command, port, {}, configuration)
+        return f"redis://:{password}@{_LOCALHOST}:{port}/0"
+
+    async def _emulator(self) -> str:
+        [port] = _free_ports(1)
+        command, variables = await asyncio.to_thread(emulator_command, port)
+        await self._start_server("pubsub", command, port, variables, None)
+        return f"{_LOCALHOST}:{port}"
+
+    async def _start_server(
+        self, name: str, command: list[str], port: int, variables: Mapping[str, str], input: bytes | None
+    ) -> None:
+        process = Process(
+            f"server {name}",
+            command,
+            environment={**os.environ, **variables},
+            log=self._log,
+            ready=lambda: _listens(_LOCALHOST, port),
+            input=input,
+        )
+        self.servers[name] = process
+        await process.start()
+
+    async def _create_subscriptions(self, specs: Mapping[str, FunctionSpec]) -> None:
+        from shared.bus.pubsub import create
+
+        await create(
+            self.environment["GCP_PROJECT_ID"],
+            [subscription for spec in specs.values() for subscription in spec.subscriptions()],
+            emulator=self.environment["PUBSUB_EMULATOR_HOST"],
+        )
+
+    def _worker(self, name: str) -> Process:
+        command = [sys.executable, "-m", "shared.cli", "worker", "--function", name]
+        return Process(f"function {name}", command, environment={**os.environ, **self.environment}, log=self._log, ready=None)
+
+    def _server(self, name: str, host: str, port: int) -> Process:
+        host = f"[{host}]" if ":" in host else host
+        self.addresses[name] = f"http://{host}:{port}"
+        source = ["--target", name, "--source", str(_ROOT / "main.py"), "--host", host, "--port", str(port)]
+        return Process(
+            f"function {name}",
+            [sys.executable, "-m", "functions_framework", *source],
+            environment={**os.environ, **self.environment},
+            log=self._log,
+            ready=lambda: _answers(self.addresses[name]),
+        )
+
+
+@asynccontextmanager
+async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, port: int = 0) -> AsyncIterator[Fleet]:
+    """Start everything, yield, and end it in order. The gateway listens on `host` and `port`.
+
+    Raises ConfigurationError for whatever is not as it must be.
+    """
+    async with AsyncExitStack() as stack:
+        home = Home(settings.agent_team_home)
+        stack.callback(home.release)
+        log = stack.enter_context(open_log(settings.agent_team_home))
+        live = Runtime(settings)
+        stack.push_async_callback(live.close)
+        await prepare_database(live)
+        fleet = Fleet(settings, bus=bus, log=log)
+        stack.push_async_callback(fleet.stop)
+        await fleet.start(live.functions, live.database_url, host=host, port=port)
+        await stack.enter_async_context(_background(fleet, live.functions))
+        yield fleet
+
+
+@asynccontextmanager
+async def _background(fleet: Fleet, specs: Mapping[str, FunctionSpec]) -> AsyncIterator[None]:
+    """What the cloud does by itself: the scheduler's calls, and Pub/Sub's pushes."""
+    import httpx
+
+    async with AsyncExitStack() as stack:
+        client = await stack.enter_async_context(httpx.AsyncClient(limits=httpx.Limits(max_connections=None), timeout=None))
+        if fleet.bus == "pubsub":
+            bus = await stack.enter_async_context(_pulling(fleet))
+            from shared.local.bridge import carry
+
+            for name, spec in specs.items():
+                for subscription in spec.subscriptions():
+                    await carry(bus, subscription, fleet.addresses[name], client)
+        sweeping = asyncio.create_task(_sweep(client, fleet.addresses[_SWEEPER]), name="scheduler")
+        try:
+            yield
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _pulling(fleet: Fleet) -> "AsyncIterator[PubSubBus]":
+    from shared.bus.pubsub import PubSubBus
+
+    bus = PubSubBus(
+        fleet.environment["GCP_PROJECT_ID"],
+        SystemClock(),
+        max_bytes=fleet.settings.max_payload_bytes,
+        emulator=fleet.environment["PUBSUB_EMULATOR_HOST"],
+    )
+    try:
+        yield bus
+    finally:
+        await bus.close()
+
+
+async def _sweep(client: "httpx.AsyncClient", url: str) -> None:
+    """Cloud Scheduler's calls; each second instead of each minute."""
+    import httpx
+
+    while True:
+        await asyncio.sleep(_SWEEP_SECONDS)
+        try:
+            answer = await client.post(url, timeout=60)
+            if answer.is_error:
+                _log.warning("the sweeper answered with status %d", answer.status_code)
+        except httpx.HTTPError as error:
+            # It may just be starting again, and the next sweep finds all of this one's work.
+            _log.warning("sweep failed", extra={"error": describe_error(error)})
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on, for now."""
+    with ExitStack() as held:
+        sockets = [held.enter_context(socket.create_server((_LOCALHOST, 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+async def _listens(host: str, port: int) -> None:
+    """Return once somebody takes connections there."""
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, port)
+        except OSError:
+            await asyncio.sleep(_POLL_SECONDS)
+        else:
+            writer.close()
+            return
+
+
+async def _answers(url: str) -> None:
+    """Return once functions-framework answers there, which it does once the function is loaded."""
+    import httpx
+
+    async with httpx.AsyncClient(timeout=1) as client:
+        while True:
+            try:
+                await client.get(f"{url}/robots.txt")  # not handed to the function
+            except httpx.HTTPError:
+                await asyncio.sleep(_POLL_SECONDS)
+            else:
+                return
