@@ -91,7 +91,8 @@ async def open_world() -> AsyncIterator[World]:
             )
             await migrations.migrate(runtime.database_url)
             world = World(runtime)
-            await _join(world)
+            runtime.definitions.clear()
+            await join_noop(runtime, starts=world.starts)
             tune_collector()
             try:
                 yield world
@@ -100,15 +101,14 @@ async def open_world() -> AsyncIterator[World]:
                 logging.getLogger().removeHandler(handler)
 
 
-async def _join(world: World) -> None:
-    runtime = world.runtime
+async def join_noop(runtime: Runtime, *, starts: list[float]) -> None:
+    """Join the orchestrator to the runtime's bus, and an agent that only notes in `starts` when each attempt began."""
 
     async def noop(task: Task, team: Team) -> Result:
-        world.starts.append(perf_counter())
+        starts.append(perf_counter())
         return Result(output=task.input)
 
     spec = FunctionSpec(name="noop", description="Does nothing.", triggers=(Trigger(topic="agent-noop"),))
-    runtime.definitions.clear()
     work = AgentWork(
         "noop",
         noop,
@@ -126,4 +126,4 @@ async def _join(world: World) -> None:
         await runtime.bus.subscribe(subscription, orchestrator[subscription.topic])
 
 
-__all__ = ["KILOBYTE", "World", "chain", "fan", "open_world"]
+__all__ = ["KILOBYTE", "World", "chain", "fan", "join_noop", "open_world"]

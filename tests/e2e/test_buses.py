@@ -9,9 +9,9 @@ import pytest
 import pytest_asyncio
 
 from shared.ai.offline import NOTICE
+from shared.local.servers import redis_binary
 from tests.support import pubsub
 from tests.support.reports import brief, database_home, outputs
-from shared.local.servers import redis_binary
 from tests.support.servers import missing
 from tests.support.serving import ROOT, Served, serving
 
@@ -31,7 +31,7 @@ async def served(request: pytest.FixtureRequest) -> AsyncIterator[tuple[str, Ser
             yield bus, opened
             children = psutil.Process(opened.process.pid).children(recursive=True)
             assert await opened.end() == 0
-            gone, left = psutil.wait_procs(children, timeout=10)
+            _, left = psutil.wait_procs(children, timeout=10)
             assert not left, "processes are left behind"
 
 
