@@ -1,6 +1,7 @@
 # Needs a Python >= 3.11 and its package index, nothing else.
 PYTHON ?= python3
 BRIEF  ?= examples/incident-notes.md
+BUS    ?=
 # --no-deps: the files pin everything. Left to resolve, some pips take an extra (google-auth[requests]) from a newer release than the
 # pinned one and then refuse it for want of a hash. `make check` proves that nothing is missing.
 PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
@@ -10,8 +11,9 @@ PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --
 run: setup  ## Run a brief through the team, print progress and the report.
 	@./agent-team run report --input "$(BRIEF)"
 
-serve: setup  ## The whole platform on 127.0.0.1:8080.
-	@./agent-team serve
+# The development tools bring a Redis.
+serve: $(if $(BUS),setup-dev,setup)  ## The whole platform on 127.0.0.1:8080. BUS=redis or BUS=pubsub: a process for each function.
+	@./agent-team serve $(if $(BUS),--bus $(BUS))
 
 test: setup-dev  ## The whole test suite, with coverage.
 	@rm -f .coverage .coverage.*
@@ -26,8 +28,8 @@ check: setup-dev  ## Lint, format, types, floors, requirements.
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 
-bench: setup-dev  ## The benchmark: a table, and JSON in bench/results/.
-	@.venv/bin/python -m bench
+bench: setup-dev  ## The benchmark: a table, and JSON in bench/results/. BUS=redis: workers on Redis alone.
+	@.venv/bin/python -m bench $(if $(filter redis,$(BUS)),steps_redis)
 
 setup: .venv/.setup
 setup-dev: .venv/.setup-dev
