@@ -25,4 +25,10 @@ def open_bus(
         from shared.bus.memory import MemoryBus
 
         return MemoryBus(clock, max_bytes=max_bytes)
-    raise ConfigurationError(f"AGENT_BUS_PROVIDER is {provider!r}; the buses that can be opened here are: memory")
+    if provider == "redis":
+        if redis_url is None:
+            raise ConfigurationError("AGENT_BUS_PROVIDER is redis, and there is no address for it; set REDIS_URL")
+        from shared.bus.redis import RedisBus
+
+        return RedisBus(redis_url, clock, max_bytes=max_bytes)
+    raise ConfigurationError(f"AGENT_BUS_PROVIDER is {provider!r}; the buses that can be opened here are: memory, redis")

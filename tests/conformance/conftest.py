@@ -6,9 +6,10 @@ from .harness import BUSES, GUARDS, BusBackend, BusRig, GuardsBackend, GuardsRig
 
 
 @pytest.fixture(scope="session", params=BUSES, ids=lambda backend: backend.abilities.name)
-def bus_backend(request: pytest.FixtureRequest) -> BusBackend:
+def bus_backend(request: pytest.FixtureRequest) -> Iterator[BusBackend]:
     assert isinstance(request.param, BusBackend)
-    return request.param
+    with request.param.serving():
+        yield request.param
 
 
 @pytest.fixture(scope="session", params=GUARDS, ids=lambda backend: backend.abilities.name)

@@ -10,8 +10,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from shared.bus import Bus
+from shared.bus import Bus, open_bus
 from shared.bus.memory import MemoryBus
+from shared.bus.policy import MAX_DATA_BYTES
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.guards import Guards, open_guards
 from shared.guards.fallback import with_fallbacks
@@ -88,6 +89,8 @@ class GuardsRig:
 class BusBackend:
     abilities: Abilities
     open: Callable[[Clock], AbstractAsyncContextManager[Bus]]
+    serving: Callable[[], AbstractContextManager[object]] = nullcontext
+    """Runs what the back end needs for as long as the suite runs."""
 
     @asynccontextmanager
     async def rig(self) -> AsyncIterator[BusRig]:
@@ -132,7 +135,7 @@ async def _memory_guards(clock: Clock) -> AsyncIterator[Guards]:
 
 
 class _Redis:
-    """One server for the suite, emptied for each rig."""
+    """One server for a suite, emptied for each rig."""
 
     server: RedisServer
 
@@ -140,6 +143,15 @@ class _Redis:
     def serving(self) -> Iterator[None]:
         with redis_server() as self.server:
             yield
+
+    @asynccontextmanager
+    async def bus(self, clock: Clock) -> AsyncIterator[Bus]:
+        self.server.execute("FLUSHALL")
+        bus = open_bus("redis", clock, max_bytes=MAX_DATA_BYTES, redis_url=self.server.url)
+        try:
+            yield bus
+        finally:
+            await bus.close()
 
     @asynccontextmanager
     async def guards(self, clock: Clock) -> AsyncIterator[Guards]:
@@ -175,12 +187,15 @@ class _Firestore:
             await guards.close()
 
 
-_redis = _Redis()
+_redis_bus, _redis_guards = _Redis(), _Redis()
 _firestore = _Firestore()
 
-BUSES = [BusBackend(Abilities("memory", moves_clock=True), _memory_bus)]
+BUSES = [
+    BusBackend(Abilities("memory", moves_clock=True), _memory_bus),
+    BusBackend(Abilities("redis", moves_clock=False, second=0.05), _redis_bus.bus, _redis_bus.serving),
+]
 GUARDS = [
     GuardsBackend(Abilities("memory", moves_clock=True), _memory_guards),
-    GuardsBackend(Abilities("redis", moves_clock=True), _redis.guards, _redis.serving),
+    GuardsBackend(Abilities("redis", moves_clock=True), _redis_guards.guards, _redis_guards.serving),
     GuardsBackend(Abilities("firestore", moves_clock=True, examples=12), _firestore.guards, _firestore.serving),
 ]
