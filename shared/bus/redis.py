@@ -1,7 +1,7 @@
 """A bus of Redis Streams, for any number of processes.
 
-- A topic is a stream and a subscription a consumer group of it, see `redis_group`. The group is made when somebody first subscribes,
-  and gets what is in the stream by then: what was published before the first worker started is not lost.
+- A topic is a stream and a subscription a consumer group of it, see `redis_group`. The group is made when somebody first
+  subscribes, and gets what is in the stream by then: what was published before the first worker started is not lost.
 - At least once, in no promised order, with the rules of shared.bus.policy. What is not acknowledged before the deadline is taken
   over by whoever reads the subscription, so a process that died needs nobody to notice; what was delivered is counted by Redis.
 - A handler that misses its deadline is treated as the memory bus does: its place is free, its late ACK settles the message, its
@@ -37,7 +37,7 @@ _CLOSE_SECONDS: Final = 1.0
 
 
 class RedisBus:
-    """See the module. A message that nobody settles is kept for `retention_seconds`; `close` waits for handlers for `grace_seconds`.
+    """See the module. What nobody settles is kept for `retention_seconds`; `close` waits for handlers for `grace_seconds`.
 
     Raises ConfigurationError when `url` is not a Redis URL. Nothing is connected yet.
     """

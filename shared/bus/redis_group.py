@@ -2,8 +2,8 @@
 
 A message is an entry of its topic's stream. From its first delivery until it is settled it is *pending* in the group, whatever
 happens to it: Redis keeps who has it, since when, and how often it was delivered. What failed stays pending too, with a consumer
-that nobody is (`HOLDER`), and the sorted set says when it is due, on the server's clock. So nothing is ever copied, and every change
-of hands is one script on keys of one hash slot: no crash in between loses a message or its count. Redis 6.2 or later.
+that nobody is (`HOLDER`), and the sorted set says when it is due, on the server's clock. So nothing is ever copied, and every
+change of hands is one script on keys of one hash slot: no crash in between loses a message or its count. Redis 6.2 or later.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,8 +1,8 @@
 """Hands the messages of one subscription in Redis to its handler.
 
 One loop reads on a connection of its own, blocked until a message comes. It asks for as many as there are free places, so that
-what this process cannot work on yet is left to others. Twice a second, or when something that is held back is due, it also looks for
-what has to come again. What became of deliveries is written down together: while one call is under way, the next batch gathers.
+what this process cannot work on yet is left to others. Twice a second, or when something that is held back is due, it also looks
+for what has to come again. What became of deliveries is written down together: while one call is under way, the next batch gathers.
 """
 
 import asyncio

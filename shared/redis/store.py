@@ -65,8 +65,8 @@ class _Asked(NamedTuple):
 class RedisStore:
     """Calls to one Redis, or one Redis Cluster. Nothing is connected before the first call, which belongs to one event loop.
 
-    Its scripts are in the folder `lua`; `now_lua` is the Lua that sets `now`, in seconds, for each of them. `unavailable` is what is
-    raised when the server cannot be used for now. Raises ConfigurationError for a URL that is none.
+    Its scripts are in the folder `lua`; `now_lua` is the Lua that sets `now`, in seconds, for each of them. `unavailable` is what
+    is raised when the server cannot be used for now. Raises ConfigurationError for a URL that is none.
     """
 
     def __init__(
