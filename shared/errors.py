@@ -61,7 +61,7 @@ class EnvelopeRejected(Permanent):
     """A message that may not be trusted or understood.
 
     `reason` is one of a small, fixed set of words and labels the counter `envelope.rejected`:
-    size, key, signature, schema, type, expired, future.
+    token, size, key, signature, schema, type, expired, future.
     """
 
     def __init__(self, reason: str, message: str) -> None:

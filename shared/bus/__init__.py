@@ -31,4 +31,10 @@ def open_bus(
         from shared.bus.redis import RedisBus
 
         return RedisBus(redis_url, clock, max_bytes=max_bytes)
-    raise ConfigurationError(f"AGENT_BUS_PROVIDER is {provider!r}; the buses that can be opened here are: memory, redis")
+    if provider == "pubsub":
+        from shared.bus.pubsub import PubSubBus
+
+        if gcp_project is None:
+            raise ConfigurationError("AGENT_BUS_PROVIDER is pubsub and needs a project; set GCP_PROJECT_ID")
+        return PubSubBus(gcp_project, clock, emulator=pubsub_emulator, max_bytes=max_bytes)
+    raise ConfigurationError(f"AGENT_BUS_PROVIDER is {provider!r}; the buses that can be opened here are: memory, redis, pubsub")

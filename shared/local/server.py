@@ -52,7 +52,7 @@ def create_app(live: Runtime) -> ASGIApp:
         if name in apps:
             return cast("Response", _AtItsRoot(apps[name]))
         if name in handlers:
-            return await push(request, handlers[name], max_bytes=live.settings.max_payload_bytes)
+            return await push(request, handlers[name], max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
         detail = f"there is no function {name!r}; there are: {', '.join(functions)}"
         problem = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": detail}
         return JSONResponse(problem, status_code=404, media_type="application/problem+json")

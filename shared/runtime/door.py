@@ -2,37 +2,56 @@
 
 It takes raw Pub/Sub pushes (https://cloud.google.com/pubsub/docs/push) and the same message inside a CloudEvent of type
 `google.cloud.pubsub.topic.v1.messagePublished`, binary or structured. 204 acknowledges; 503 asks for another delivery.
+
+Where tokens are asked for, a push without the right one is refused before its body is read: 401. Pub/Sub takes that for "again", so
+a wrong setting here loses no message, and a forger gains nothing by it.
 """
 
 import base64
 import binascii
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 
 from shared.bus import Delivery, Handler, Outcome
-from shared.errors import EnvelopeRejected
+from shared.errors import EnvelopeRejected, Transient
 from shared.telemetry import describe_error, metrics
+
+if TYPE_CHECKING:
+    from shared.runtime.oidc import PushTokens
 
 _log = logging.getLogger(__name__)
 _WRAPPING_BYTES = 64 * 1024
 """What attributes, ids and the wrapping of a message may take."""
 
 
-async def push(request: Request, handlers: Mapping[str, Handler], *, max_bytes: int) -> Response:
-    """Hand the message in `request` to the handler of its topic. Anything that is not a push is refused for good: 204."""
+async def push(
+    request: Request, handlers: Mapping[str, Handler], *, max_bytes: int, tokens: "PushTokens | None" = None
+) -> Response:
+    """Hand the message in `request` to the handler of its topic. Anything that is not a push is refused for good: 204.
+
+    With `tokens`, the request has to show one of them: else it is refused with 401, or 503 while nobody can tell.
+    """
+    try:
+        if tokens is not None:
+            await tokens.check(request.headers.get("authorization"))
+    except EnvelopeRejected as error:
+        _reject(error)
+        return Response(status_code=401, headers={"www-authenticate": "Bearer"})
+    except Transient as error:
+        _log.error("a push will be tried again", extra={"error": describe_error(error), "status": "retry"})
+        return Response(status_code=503)
     try:
         delivery = read_push(await _body(request, max_bytes * 4 // 3 + _WRAPPING_BYTES), request.headers)
         handler = handlers.get(delivery.topic)
         if handler is None:
             raise EnvelopeRejected("type", f"no subscription to topic {delivery.topic} here; check the push endpoint's address")
     except EnvelopeRejected as error:
-        metrics.count("envelope.rejected", reason=error.reason)
-        _log.warning("%s", error, extra={"status": "rejected", "reason": error.reason})
+        _reject(error)
         return Response(status_code=204)
     try:
         outcome = await handler(delivery)
@@ -41,6 +60,11 @@ async def push(request: Request, handlers: Mapping[str, Handler], *, max_bytes: 
         _log.error("message %s will be tried again", delivery.message_id, extra={"error": describe_error(error), "status": "retry"})
         outcome = Outcome.RETRY
     return Response(status_code=204 if outcome is Outcome.ACK else 503)
+
+
+def _reject(error: EnvelopeRejected) -> None:
+    metrics.count("envelope.rejected", reason=error.reason)
+    _log.warning("%s", error, extra={"status": "rejected", "reason": error.reason})
 
 
 def read_push(body: bytes, headers: Mapping[str, str]) -> Delivery:

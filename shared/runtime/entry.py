@@ -108,7 +108,8 @@ def _entry(function: Function) -> HttpFunction:
     async def entry(request: Request) -> Any:
         if function.app is not None:
             return app()
-        return await push(request, handlers(), max_bytes=runtime(function.name).settings.max_payload_bytes)
+        live = runtime(function.name)
+        return await push(request, handlers(), max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
 
     # functions-framework knows a function by its name.
     entry.__name__ = entry.__qualname__ = function.name

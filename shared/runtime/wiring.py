@@ -23,6 +23,7 @@ from shared.telemetry import configure_logging, redact_values
 if TYPE_CHECKING:
     from shared.ai import Model
     from shared.runtime.dispatcher import Dispatcher
+    from shared.runtime.oidc import PushTokens
     from shared.runtime.spec import FunctionSpec
     from shared.state import WorkflowStore
     from shared.workflows import Definition
@@ -126,6 +127,18 @@ class Runtime:
 
         agents = [name for name, spec in self.functions.items() if spec.is_agent]
         return load_definitions(self._workflows, agents=agents)
+
+    @cached_property
+    def push_tokens(self) -> "PushTokens | None":
+        """What a push has to show; None where it is believed without: no `PUSH_AUDIENCE`."""
+        audience, service_account = self.settings.push_audience, self.settings.push_service_account
+        if audience is None:
+            return None
+        if service_account is None:
+            raise ConfigurationError("PUSH_AUDIENCE is given and PUSH_SERVICE_ACCOUNT is not; set it to the account that pushes")
+        from shared.runtime.oidc import PushTokens
+
+        return PushTokens(audience, service_account, self.clock)
 
     @cached_property
     def link(self) -> Link:

@@ -6,18 +6,19 @@ A back end joins by adding itself to BUSES or GUARDS. Its abilities are declared
 import asyncio
 import itertools
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
-from shared.bus import Bus, open_bus
+from shared.bus import Bus, Handler, Subscription, open_bus
 from shared.bus.memory import MemoryBus
 from shared.bus.policy import MAX_DATA_BYTES
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.guards import Guards, open_guards
 from shared.guards.fallback import with_fallbacks
 from shared.guards.redis import guards_over
-from tests.support import firestore
+from tests.support import firestore, pubsub
 from tests.support.redis_clock import ClockedStore
 from tests.support.servers import RedisServer, redis_server
 
@@ -33,6 +34,12 @@ class Abilities:
     """How long a second of the suite lasts, in seconds of the back end: short where waiting is real."""
     examples: int | None = None
     """How many examples of a property are enough, where each one is slow."""
+    least_ack_deadline_seconds: float = 0.0
+    """The shortest deadline that a subscription can have, in seconds of the back end."""
+    keeps_backoff: bool = True
+    """Whether a delivery comes again no earlier than its subscription's backoff says."""
+    slack_seconds: float = 0.0
+    """How much longer than in the suite's own time anything may take, in seconds of the back end."""
 
 
 class Time:
@@ -41,6 +48,7 @@ class Time:
     def __init__(self, abilities: Abilities) -> None:
         self.clock: Clock = ManualClock() if abilities.moves_clock else SystemClock()
         self._second = abilities.second
+        self._slack = abilities.slack_seconds
 
     def of(self, seconds: float) -> float:
         """What to tell the back end to mean `seconds` of the suite."""
@@ -58,7 +66,7 @@ class Time:
     async def until(self, condition: Callable[[], bool], *, within: float = 60.0) -> None:
         """Let time pass, half a second at a time, until the condition holds; fail when it doesn't `within` so many seconds."""
         await settle()
-        end = self.now() + within
+        end = self.now() + within + self._slack / self._second
         while not condition():
             if self.now() >= end:
                 raise AssertionError(f"did not happen within {within} s")
@@ -76,6 +84,12 @@ class BusRig:
     bus: Bus
     time: Time
     abilities: Abilities
+    prepare: Callable[[Subscription], Awaitable[None]]
+
+    async def subscribe(self, subscription: Subscription, handler: Handler) -> None:
+        """Subscribe, once the back end has topic and subscription."""
+        await self.prepare(subscription)
+        await self.bus.subscribe(subscription, handler)
 
 
 @dataclass(frozen=True)
@@ -85,18 +99,24 @@ class GuardsRig:
     abilities: Abilities
 
 
+async def _nothing_to_prepare(bus: Bus, subscription: Subscription) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class BusBackend:
     abilities: Abilities
     open: Callable[[Clock], AbstractAsyncContextManager[Bus]]
     serving: Callable[[], AbstractContextManager[object]] = nullcontext
     """Runs what the back end needs for as long as the suite runs."""
+    prepare: Callable[[Bus, Subscription], Awaitable[None]] = _nothing_to_prepare
+    """Makes what must be there before one subscribes."""
 
     @asynccontextmanager
     async def rig(self) -> AsyncIterator[BusRig]:
         time = Time(self.abilities)
         async with self.open(time.clock) as bus:
-            yield BusRig(bus, time, self.abilities)
+            yield BusRig(bus, time, self.abilities, partial(self.prepare, bus))
 
 
 @dataclass(frozen=True)
@@ -187,12 +207,49 @@ class _Firestore:
             await guards.close()
 
 
+class _PubSub:
+    """One emulator for the suite, a project of its own for each rig."""
+
+    address: str
+    projects = itertools.count()
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        pubsub.require()
+        with pubsub.emulator() as self.address:
+            yield
+
+    @asynccontextmanager
+    async def bus(self, clock: Clock) -> AsyncIterator[Bus]:
+        from shared.bus.pubsub import PubSubBus
+
+        bus = PubSubBus(f"rig-{next(self.projects)}", clock, emulator=self.address)
+        try:
+            yield bus
+        finally:
+            await bus.close()
+
+    async def prepare(self, bus: Bus, subscription: Subscription) -> None:
+        from shared.bus.pubsub import PubSubBus, create
+
+        assert isinstance(bus, PubSubBus)
+        await create(bus.project, [subscription], emulator=self.address)
+
+
 _redis_bus, _redis_guards = _Redis(), _Redis()
 _firestore = _Firestore()
+_pubsub = _PubSub()
 
 BUSES = [
     BusBackend(Abilities("memory", moves_clock=True), _memory_bus),
-    BusBackend(Abilities("redis", moves_clock=False, second=0.05), _redis_bus.bus, _redis_bus.serving),
+    BusBackend(Abilities("redis", moves_clock=False, second=0.05, slack_seconds=10), _redis_bus.bus, _redis_bus.serving),
+    BusBackend(
+        # The emulator looks for what to deliver again every 2 s, and its first backoff is none.
+        Abilities("pubsub", moves_clock=False, second=0.04, least_ack_deadline_seconds=10, keeps_backoff=False, slack_seconds=30),
+        _pubsub.bus,
+        _pubsub.serving,
+        _pubsub.prepare,
+    ),
 ]
 GUARDS = [
     GuardsBackend(Abilities("memory", moves_clock=True), _memory_guards),

@@ -52,7 +52,7 @@ def numbered(count: int, topic: str = "tasks") -> list[Message]:
 
 async def test_every_message_arrives_once_when_all_goes_well(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
 
     await bus_rig.bus.publish(numbered(50))
     await bus_rig.time.until(lambda: recorder.has(50))
@@ -64,7 +64,7 @@ async def test_every_message_arrives_once_when_all_goes_well(bus_rig: BusRig) ->
 
 async def test_a_delivery_says_where_it_comes_from(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
 
     await bus_rig.bus.publish([Message("tasks", b"x")])
     await bus_rig.time.until(lambda: recorder.has(1))
@@ -76,8 +76,8 @@ async def test_a_delivery_says_where_it_comes_from(bus_rig: BusRig) -> None:
 
 async def test_two_subscriptions_of_a_topic_each_get_every_message(bus_rig: BusRig) -> None:
     first, second = Recorder(bus_rig), Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig, "first"), first)
-    await bus_rig.bus.subscribe(subscription(bus_rig, "second"), second)
+    await bus_rig.subscribe(subscription(bus_rig, "first"), first)
+    await bus_rig.subscribe(subscription(bus_rig, "second"), second)
 
     await bus_rig.bus.publish(numbered(20))
     await bus_rig.time.until(lambda: first.has(20) and second.has(20))
@@ -87,8 +87,8 @@ async def test_two_subscriptions_of_a_topic_each_get_every_message(bus_rig: BusR
 
 async def test_messages_of_other_topics_stay_away(bus_rig: BusRig) -> None:
     mine, other = Recorder(bus_rig), Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), mine)
-    await bus_rig.bus.subscribe(subscription(bus_rig, "other", "other-topic"), other)
+    await bus_rig.subscribe(subscription(bus_rig), mine)
+    await bus_rig.subscribe(subscription(bus_rig, "other", "other-topic"), other)
 
     await bus_rig.bus.publish([Message("other-topic", b"theirs"), Message("tasks", b"mine")])
     await bus_rig.time.until(lambda: mine.has(1) and other.has(1))
@@ -100,7 +100,7 @@ async def test_messages_of_other_topics_stay_away(bus_rig: BusRig) -> None:
 @pytest.mark.parametrize("failure", [RuntimeError("boom"), Outcome.RETRY], ids=["exception", "RETRY"])
 async def test_a_failed_delivery_comes_again(bus_rig: BusRig, failure: Outcome | Exception) -> None:
     recorder = Recorder(bus_rig, failure, failure)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
 
     await bus_rig.bus.publish([Message("tasks", b"x", {"k": "v"})])
     await bus_rig.time.until(lambda: recorder.has(3))
@@ -125,11 +125,12 @@ async def test_a_slow_handler_gets_the_message_again_while_it_still_works(bus_ri
             await let_go.wait()
         return Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig, ack_deadline_seconds=bus_rig.time.of(10), concurrency=1), slow_at_first)
+    deadline = max(bus_rig.time.of(10), bus_rig.abilities.least_ack_deadline_seconds)
+    await bus_rig.subscribe(subscription(bus_rig, ack_deadline_seconds=deadline, concurrency=1), slow_at_first)
     await bus_rig.bus.publish([Message("tasks", b"x")])
     await bus_rig.time.until(lambda: running == 2)
 
-    assert recorder.times[1] - recorder.times[0] >= 10
+    assert bus_rig.time.of(recorder.times[1] - recorder.times[0]) >= deadline
     let_go.set()
     await bus_rig.time.pass_by(100)
     assert len(recorder.deliveries) == 2
@@ -137,7 +138,7 @@ async def test_a_slow_handler_gets_the_message_again_while_it_still_works(bus_ri
 
 async def test_the_backoff_doubles_up_to_its_maximum(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig, *[Outcome.RETRY] * 5)
-    await bus_rig.bus.subscribe(subscription(bus_rig, max_attempts=10), recorder)
+    await bus_rig.subscribe(subscription(bus_rig, max_attempts=10), recorder)
 
     await bus_rig.bus.publish([Message("tasks", b"x")])
     await bus_rig.time.until(lambda: recorder.has(6))
@@ -145,25 +146,25 @@ async def test_the_backoff_doubles_up_to_its_maximum(bus_rig: BusRig) -> None:
     pauses = [later - earlier for earlier, later in zip(recorder.times, recorder.times[1:], strict=False)]
     if bus_rig.abilities.moves_clock:
         assert pauses == [2, 4, 8, 8, 8]
-    else:
+    elif bus_rig.abilities.keeps_backoff:
         assert all(pause >= least for pause, least in zip(pauses, [2, 4, 8, 8, 8], strict=True))
 
 
 async def test_after_the_last_attempt_the_message_becomes_a_dead_letter_with_its_origin(bus_rig: BusRig) -> None:
     failing, graveyard = Recorder(bus_rig, *[Outcome.RETRY] * 9), Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig, max_attempts=3, dead_letter_topic="dead"), failing)
-    await bus_rig.bus.subscribe(subscription(bus_rig, "graveyard", "dead"), graveyard)
+    await bus_rig.subscribe(subscription(bus_rig, max_attempts=5, dead_letter_topic="dead"), failing)
+    await bus_rig.subscribe(subscription(bus_rig, "graveyard", "dead"), graveyard)
 
     await bus_rig.bus.publish([Message("tasks", b"poison", {"hmac-key-id": "v1"})])
     await bus_rig.time.until(lambda: graveyard.has(1))
     await bus_rig.time.pass_by(100)
 
-    assert len(failing.deliveries) == 3
+    assert len(failing.deliveries) == 5
     [letter] = graveyard.deliveries
     assert letter.data == b"poison"
     assert letter.attributes["hmac-key-id"] == "v1"
     assert letter.attributes["CloudPubSubDeadLetterSourceSubscription"] == "worker"
-    assert letter.attributes["CloudPubSubDeadLetterSourceDeliveryCount"] == "3"
+    assert letter.attributes["CloudPubSubDeadLetterSourceDeliveryCount"] == "5"
     assert letter.attributes["CloudPubSubDeadLetterSourceSubscriptionProject"]
     assert letter.attributes["CloudPubSubDeadLetterSourceTopicPublishTime"].endswith("Z")
 
@@ -175,14 +176,14 @@ async def test_a_failing_message_does_not_hold_up_the_others(bus_rig: BusRig) ->
         arrived.append(delivery.data)
         return Outcome.RETRY if delivery.data == b"0" else Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig, concurrency=1), handler)
+    await bus_rig.subscribe(subscription(bus_rig, concurrency=1), handler)
     await bus_rig.bus.publish(numbered(10))
     await bus_rig.time.until(lambda: len(set(arrived)) == 10)
 
 
 async def test_data_and_attributes_survive_as_they_were(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
     messages = [
         Message("tasks", bytes(range(256)), {"content-type": "application/cloudevents+json", "note": "größer 🙂"}),
         Message("tasks", b'{"a": 1}'),
@@ -198,7 +199,7 @@ async def test_data_and_attributes_survive_as_they_were(bus_rig: BusRig) -> None
 
 async def test_a_payload_of_512_kb_passes(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
     data = b"\x00\xff" * (512 * 1024 // 2)
 
     await bus_rig.bus.publish([Message("tasks", data)])
@@ -209,7 +210,7 @@ async def test_a_payload_of_512_kb_passes(bus_rig: BusRig) -> None:
 
 async def test_one_byte_more_is_refused_and_nothing_of_the_batch_is_published(bus_rig: BusRig) -> None:
     recorder = Recorder(bus_rig)
-    await bus_rig.bus.subscribe(subscription(bus_rig), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), recorder)
 
     with pytest.raises(InputError, match="tasks has 524,289 bytes of data"):
         await bus_rig.bus.publish([Message("tasks", b"fits"), Message("tasks", bytes(512 * 1024 + 1))])
@@ -222,20 +223,22 @@ async def test_one_byte_more_is_refused_and_nothing_of_the_batch_is_published(bu
 async def test_of_ten_thousand_messages_none_is_lost(bus_rig: BusRig) -> None:
     acked: set[bytes] = set()
     failed: set[bytes] = set()
+    arrived: set[bytes] = set()
 
     async def fails_now_and_then(delivery: Delivery) -> Outcome:
         await asyncio.sleep(0)
+        arrived.add(delivery.data)
         if int(delivery.data) % 10 == 0 and delivery.data not in failed:
             failed.add(delivery.data)
             return Outcome.RETRY
         acked.add(delivery.data)
         return Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig, concurrency=50), fails_now_and_then)
+    await bus_rig.subscribe(subscription(bus_rig, concurrency=50), fails_now_and_then)
     messages = numbered(10_000)
     for start in range(0, 10_000, 100):
         await bus_rig.bus.publish(messages[start : start + 100])
-    while len(acked | failed) < 10_000:
+    while len(arrived) < 10_000:
         await settle()
     await bus_rig.time.until(lambda: len(acked) == 10_000)
 
@@ -254,7 +257,7 @@ async def test_no_more_deliveries_run_at_once_than_the_subscription_allows(bus_r
         done += 1
         return Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig, concurrency=4), handler)
+    await bus_rig.subscribe(subscription(bus_rig, concurrency=4), handler)
     await bus_rig.bus.publish(numbered(40))
     await bus_rig.time.until(lambda: done == 40)
 
@@ -268,8 +271,8 @@ async def test_a_handler_may_publish(bus_rig: BusRig) -> None:
         await bus_rig.bus.publish([Message("replies", delivery.data)])
         return Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig), forwards)
-    await bus_rig.bus.subscribe(subscription(bus_rig, "replies", "replies"), recorder)
+    await bus_rig.subscribe(subscription(bus_rig), forwards)
+    await bus_rig.subscribe(subscription(bus_rig, "replies", "replies"), recorder)
     await bus_rig.bus.publish(numbered(10))
     await bus_rig.time.until(lambda: recorder.has(10))
 
@@ -287,7 +290,7 @@ async def test_close_lets_running_handlers_finish(bus_rig: BusRig) -> None:
         finished += 1
         return Outcome.ACK
 
-    await bus_rig.bus.subscribe(subscription(bus_rig, concurrency=3), handler)
+    await bus_rig.subscribe(subscription(bus_rig, concurrency=3), handler)
     await bus_rig.bus.publish(numbered(10))
     await bus_rig.time.until(lambda: started == 3)
     closing = asyncio.create_task(bus_rig.bus.close())

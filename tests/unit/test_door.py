@@ -268,6 +268,16 @@ async def test_the_writer_refuses_an_altered_push(writer: httpx.AsyncClient) -> 
     assert metrics.value("envelope.rejected", reason="signature") == before + 1
 
 
+async def test_a_function_that_is_told_an_audience_believes_nobody_without_a_token(
+    alone: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PUSH_AUDIENCE", "https://writer.example.com/")
+    monkeypatch.setenv("PUSH_SERVICE_ACCOUNT", "pusher@project.iam.gserviceaccount.com")
+    with served("writer") as client:
+        status, replies = await published_by(client, dispatch_for_writer(SystemClock()))
+    assert (status, replies) == (401, [])
+
+
 async def test_every_method_and_path_leads_to_the_door(writer: httpx.AsyncClient) -> None:
     async with writer:
         assert (await writer.get("/")).status_code == 204

