@@ -37,7 +37,7 @@ _CLOSE_SECONDS: Final = 1.0
 
 
 class RedisBus:
-    """See the module. What nobody settles is kept for `retention_seconds`; `close` waits for handlers for `grace_seconds`.
+    """See the module. `close` waits for running handlers for `grace_seconds`.
 
     Raises ConfigurationError when `url` is not a Redis URL. Nothing is connected yet.
     """
@@ -48,15 +48,11 @@ class RedisBus:
         clock: Clock,
         *,
         max_bytes: int,
-        retention_seconds: float = RETENTION_SECONDS,
-        trim_seconds: float = _TRIM_SECONDS,
         grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
         self._store = RedisStore(url, LUA, unavailable=BusUnavailable)
         self._clock = clock
         self._max_bytes = max_bytes
-        self._retention_milliseconds = round(retention_seconds * 1000)
-        self._trim_seconds = trim_seconds
         self._grace_seconds = grace_seconds
         self._trim = self._store.script("trim")
         self._trimmed_at: dict[str, float] = {}
@@ -110,7 +106,7 @@ class RedisBus:
             raise BusUnavailable("the bus is closed; it takes no more messages")
         now = self._clock.monotonic()
         for topic in topics:
-            if now - self._trimmed_at.get(topic, now - self._trim_seconds) >= self._trim_seconds:
+            if now - self._trimmed_at.get(topic, now - _TRIM_SECONDS) >= _TRIM_SECONDS:
                 self._trimmed_at[topic] = now
-                commands.append(self._trim.command((stream_key(topic),), self._retention_milliseconds))
+                commands.append(self._trim.command((stream_key(topic),), round(RETENTION_SECONDS * 1000)))
         await self._store.execute_all(commands)

@@ -102,12 +102,8 @@ class Group:
     async def join(self, running: Collection[str]) -> AbstractConnection:
         """Be a consumer, and get a connection to read on. What was delivered to it and is not `running` is handed back."""
         group = self._subscription.name
-        await self._store.execute_all(
-            [
-                self._join.command((self._stream,), group),
-                self._hand_back.command(self._keys, group, HOLDER, self._consumer, "stays", *running),
-            ]
-        )
+        await self._store.execute(self._join.command((self._stream,), group))
+        await self._store.execute(self._hand_back.command(self._keys, group, HOLDER, self._consumer, "stays", *running))
         return await self._store.connection(self._stream)
 
     async def read(self, connection: AbstractConnection, most: int, *, block_seconds: float) -> list[Entry]:
