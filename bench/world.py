@@ -12,9 +12,9 @@ from time import perf_counter
 from shared.ai import open_model
 from shared.config import Settings
 from shared.ids import workflow_id
-from shared.local.platform import tune_collector
 from shared.messages import WorkflowRequested
 from shared.runtime import Result, Runtime, Task, Team, load
+from shared.runtime.joining import tune_collector
 from shared.runtime.pipeline import Pipeline
 from shared.runtime.requests import request_event
 from shared.runtime.spec import FunctionSpec, Trigger

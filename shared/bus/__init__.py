@@ -25,6 +25,12 @@ def open_bus(
         from shared.bus.memory import MemoryBus
 
         return MemoryBus(clock, max_bytes=max_bytes)
+    if provider == "redis":
+        if redis_url is None:
+            raise ConfigurationError("AGENT_BUS_PROVIDER is redis, and there is no address for it; set REDIS_URL")
+        from shared.bus.redis import RedisBus
+
+        return RedisBus(redis_url, clock, max_bytes=max_bytes)
     if provider == "pubsub":
         from shared.bus.pubsub import PubSubBus
 

@@ -7,6 +7,7 @@ whose hash tag is the name that it guards: any Redis Cluster can hold it. Every 
 
 import math
 import secrets
+from pathlib import Path
 from typing import Final
 
 from shared.clock import Clock
@@ -14,8 +15,9 @@ from shared.errors import CircuitOpen, RateLimited
 from shared.guards import policy
 from shared.guards.base import Claim, Done, Guards, InFlight, New
 from shared.guards.policy import BreakerRules
-from shared.guards.redis_store import RedisStore
+from shared.redis.store import RedisStore
 
+LUA: Final = Path(__file__).parent / "lua"
 _CIRCUIT_MILLISECONDS: Final = 86_400_000  # a circuit that nobody has touched for a day says nothing about today
 _VIEW_SECONDS: Final = 1.0
 
@@ -153,4 +155,4 @@ def guards_over(store: RedisStore, clock: Clock) -> Guards:
 
 def open_redis(url: str, clock: Clock) -> Guards:
     """Guards in the Redis at `url`, connected at the first call. Raises ConfigurationError when it is not a Redis URL."""
-    return guards_over(RedisStore(url), clock)
+    return guards_over(RedisStore(url, LUA), clock)

@@ -25,6 +25,7 @@ from shared.local.platform import prepare_database
 from shared.local.processes import Process
 from shared.local.servers import emulator_command, redis_command
 from shared.runtime import Runtime
+from shared.runtime.sender import WORKFLOW_RESULTS
 from shared.runtime.spec import FunctionSpec
 from shared.telemetry import describe_error
 
@@ -122,6 +123,7 @@ class Fleet:
             self.environment["GCP_PROJECT_ID"],
             [subscription for spec in specs.values() for subscription in spec.subscriptions()],
             emulator=self.environment["PUBSUB_EMULATOR_HOST"],
+            topics=[WORKFLOW_RESULTS],
         )
 
     def _worker(self, name: str) -> Process:

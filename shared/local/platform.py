@@ -5,7 +5,6 @@ bus inside the process nobody else can be working on it.
 """
 
 import asyncio
-import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -18,8 +17,9 @@ from shared.guards import open_guards
 from shared.ids import workflow_id
 from shared.local.home import Home
 from shared.messages import WorkflowRequested
-from shared.runtime import Runtime, load
+from shared.runtime import Runtime
 from shared.runtime.dispatcher import Dispatcher
+from shared.runtime.joining import join, tune_collector
 from shared.runtime.requests import request_event
 from shared.telemetry import TraceContext, describe_error
 
@@ -96,7 +96,7 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
 async def _running(live: Runtime) -> AsyncIterator[Platform]:
     try:
         await prepare_database(live)
-        await _join_functions(live)
+        await join(live, live.functions)
         left_over = [one["id"] for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
         tune_collector()
@@ -108,12 +108,6 @@ async def _running(live: Runtime) -> AsyncIterator[Platform]:
             await asyncio.gather(sweeping, return_exceptions=True)
     finally:
         await _close(live)
-
-
-def tune_collector() -> None:
-    """Spare the garbage collector work it would do in vain, once everything is started: about 5 % of the throughput."""
-    gc.freeze()  # what starting made lives as long as the process
-    gc.set_threshold(10_000)  # what a step makes is mostly freed by the end of it
 
 
 async def _close(live: Runtime) -> None:
@@ -132,16 +126,8 @@ async def prepare_database(live: Runtime) -> None:
     if live.settings.database_url is None:
         await embedded.evict_others(dsn)
         await migrations.migrate(dsn)
-    elif await migrations.missing(dsn):
-        raise ConfigurationError("the database of DATABASE_URL does not have the platform's schema; run `agent-team migrate`")
-
-
-async def _join_functions(live: Runtime) -> None:
-    assert live.definitions is not None  # a mistake in a definition is told before anything runs
-    for name, spec in live.functions.items():
-        handlers = load(name).handlers(live)
-        for subscription in spec.subscriptions():
-            await live.bus.subscribe(subscription, handlers[subscription.topic])
+    else:
+        await migrations.require(dsn)
 
 
 async def _sweep(live: Runtime) -> None:

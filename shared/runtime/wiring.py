@@ -198,11 +198,19 @@ def runtime(function: str | None = None) -> Runtime:
     """
     global _runtime
     if _runtime is None:
-        settings = load_settings()
-        redact_values(*settings.secret_values())
-        configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
-        _runtime = Runtime(settings, serves=None if function is None else (function,))
+        _runtime = open_runtime(serves=None if function is None else (function,))
     return _runtime
+
+
+def open_runtime(*, serves: Collection[str] | None) -> Runtime:
+    """A runtime from the environment for a process of production, whose logs are JSON on standard error.
+
+    Raises ConfigurationError that lists every mistake.
+    """
+    settings = load_settings()
+    redact_values(*settings.secret_values())
+    configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
+    return Runtime(settings, serves=serves)
 
 
 def _local_secret(home: Path) -> str:

@@ -61,6 +61,12 @@ async def missing(dsn: str, *, folder: Path = FOLDER) -> list[Migration]:
     return [one for one in migrations if one.version not in applied]
 
 
+async def require(dsn: str) -> None:
+    """Raises ConfigurationError when there is something that `migrate` would apply. Other errors as `Caller.call`."""
+    if await missing(dsn):
+        raise ConfigurationError("the database of DATABASE_URL does not have the platform's schema; run `agent-team migrate`")
+
+
 async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Migration) -> bool:
     async with connection.transaction():
         await connection.execute(_LOCK)

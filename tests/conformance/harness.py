@@ -11,8 +11,9 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager, asyn
 from dataclasses import dataclass, field
 from functools import partial
 
-from shared.bus import Bus, Handler, Subscription
+from shared.bus import Bus, Handler, Subscription, open_bus
 from shared.bus.memory import MemoryBus
+from shared.bus.policy import MAX_DATA_BYTES
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.guards import Guards, open_guards
 from shared.guards.fallback import with_fallbacks
@@ -154,7 +155,7 @@ async def _memory_guards(clock: Clock) -> AsyncIterator[Guards]:
 
 
 class _Redis:
-    """One server for the suite, emptied for each rig."""
+    """One server for a suite, emptied for each rig."""
 
     server: RedisServer
 
@@ -162,6 +163,15 @@ class _Redis:
     def serving(self) -> Iterator[None]:
         with redis_server() as self.server:
             yield
+
+    @asynccontextmanager
+    async def bus(self, clock: Clock) -> AsyncIterator[Bus]:
+        self.server.execute("FLUSHALL")
+        bus = open_bus("redis", clock, max_bytes=MAX_DATA_BYTES, redis_url=self.server.url)
+        try:
+            yield bus
+        finally:
+            await bus.close()
 
     @asynccontextmanager
     async def guards(self, clock: Clock) -> AsyncIterator[Guards]:
@@ -226,12 +236,13 @@ class _PubSub:
         await create(bus.project, [subscription], emulator=self.address)
 
 
-_redis = _Redis()
+_redis_bus, _redis_guards = _Redis(), _Redis()
 _firestore = _Firestore()
 _pubsub = _PubSub()
 
 BUSES = [
     BusBackend(Abilities("memory", moves_clock=True), _memory_bus),
+    BusBackend(Abilities("redis", moves_clock=False, second=0.05, slack_seconds=10), _redis_bus.bus, _redis_bus.serving),
     BusBackend(
         # The emulator looks for what to deliver again every 2 s, and its first backoff is none.
         Abilities("pubsub", moves_clock=False, second=0.04, least_ack_deadline_seconds=10, keeps_backoff=False, slack_seconds=30),
@@ -242,6 +253,6 @@ BUSES = [
 ]
 GUARDS = [
     GuardsBackend(Abilities("memory", moves_clock=True), _memory_guards),
-    GuardsBackend(Abilities("redis", moves_clock=True), _redis.guards, _redis.serving),
+    GuardsBackend(Abilities("redis", moves_clock=True), _redis_guards.guards, _redis_guards.serving),
     GuardsBackend(Abilities("firestore", moves_clock=True, examples=12), _firestore.guards, _firestore.serving),
 ]

@@ -16,7 +16,6 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
-from shared.runtime.joining import join
 
 from shared.bus import Bus, Delivery, Handler, Message, Outcome, Subscription, open_bus
 from shared.bus.memory import MemoryBus
@@ -26,6 +25,7 @@ from shared.guards import open_guards
 from shared.messages import KeyRing
 from shared.messages.payloads import TYPES
 from shared.runtime import Runtime
+from shared.runtime.joining import join
 from shared.telemetry import metrics
 from tests.support import pubsub
 from tests.support.doubles import RING, SECRET

@@ -13,8 +13,8 @@ from redis import crc
 from shared.clock import ManualClock, SystemClock
 from shared.errors import AgentTeamError, CircuitOpen, ConfigurationError, StoreUnavailable
 from shared.guards import Done, Guards, InFlight, New, open_guards
-from shared.guards.redis import key_of, open_redis
-from shared.guards.redis_store import RedisStore
+from shared.guards.redis import LUA, key_of, open_redis
+from shared.redis.store import RedisStore
 from tests.support.servers import RedisServer, free_port, redis_server
 
 
@@ -138,7 +138,7 @@ async def test_closing_lets_calls_under_way_end(server: RedisServer) -> None:
 
 
 async def test_a_claim_whose_answer_was_lost_can_be_asked_for_again(server: RedisServer) -> None:
-    store = RedisStore(server.url)
+    store = RedisStore(server.url, LUA)
     script, key = store.script("claim"), key_of("claim", "lost answer")
     first = await store.run(script, key, "token", 10.0, 10_000)
     again = await store.run(script, key, "token", 10.0, 10_000)

@@ -8,7 +8,7 @@ from redis import exceptions as driver
 from shared.clock import ManualClock
 from shared.errors import BusUnavailable, ConfigurationError, StoreUnavailable
 from shared.guards import open_guards
-from shared.guards.redis_errors import translate
+from shared.redis.errors import translate
 
 WHERE = "redis://cache.example:6379/0"
 CONFIGURATION = {

@@ -10,21 +10,22 @@ import asyncio
 import hashlib
 from collections import deque
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.exceptions import ConnectionError as DriverConnectionError
 from redis.exceptions import MovedError, NoScriptError, ResponseError
 
 from shared.config import redact_url
-from shared.errors import ConfigurationError, StoreUnavailable
-from shared.guards.redis_errors import translate
+from shared.errors import AgentTeamError, BusUnavailable, ConfigurationError, StoreUnavailable
+from shared.redis.errors import translate
 
-_LUA: Final = Path(__file__).parent / "lua"
-SERVER_TIME: Final = (_LUA / "server_time.lua").read_text(encoding="utf-8")
+SERVER_TIME: Final = Path(__file__).with_name("server_time.lua").read_text(encoding="utf-8")
 
 _CONNECT_SECONDS: Final = 1.0
 _ANSWER_SECONDS: Final = 2.0
@@ -43,6 +44,11 @@ class Script(NamedTuple):
     source: str
     sha: str
 
+    def command(self, keys: Sequence[str], *arguments: "Argument") -> "Command":
+        """The call of the script. In a cluster its keys must share a hash tag."""
+        tail = (len(keys), *keys, *arguments)
+        return Command(("EVALSHA", self.sha, *tail), ("EVAL", self.source, *tail))
+
 
 class Command(NamedTuple):
     """Words of a command; and of its twin that carries the script's source, where it is a script."""
@@ -51,52 +57,90 @@ class Command(NamedTuple):
     whole: tuple[Argument, ...]
 
 
+class _Asked(NamedTuple):
+    commands: Sequence[Command]
+    answers: asyncio.Future[list[Any]]
+
+
 class RedisStore:
     """Calls to one Redis, or one Redis Cluster. Nothing is connected before the first call, which belongs to one event loop.
 
-    `now_lua` is the Lua that sets `now`, in seconds, for every script. Raises ConfigurationError for a URL that is none.
+    Its scripts are in the folder `lua`; `now_lua` is the Lua that sets `now`, in seconds, for each of them. `unavailable` is what
+    is raised when the server cannot be used for now. Raises ConfigurationError for a URL that is none.
     """
 
-    def __init__(self, url: str, *, now_lua: str = SERVER_TIME) -> None:
+    def __init__(
+        self,
+        url: str,
+        lua: Path,
+        *,
+        now_lua: str = SERVER_TIME,
+        unavailable: type[StoreUnavailable] | type[BusUnavailable] = StoreUnavailable,
+    ) -> None:
         self._url = url
         self._where = redact_url(url)
+        self._lua = lua
         self._now_lua = now_lua
+        self._unavailable = unavailable
         self._client: Redis | RedisCluster = Redis.from_pool(_pool(url, self._where))
         self._retired: Redis | None = None
-        self._waiting: deque[tuple[Command, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._flights = 0
         self._landed = asyncio.Event()
         self._batches: set[asyncio.Task[None]] = set()
         """Nobody else holds on to these tasks."""
 
     def script(self, name: str) -> Script:
-        """The script in lua/`name`.lua."""
-        source = self._now_lua + (_LUA / f"{name}.lua").read_text(encoding="utf-8")
+        """The script in `name`.lua."""
+        source = self._now_lua + (self._lua / f"{name}.lua").read_text(encoding="utf-8")
         return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
     async def run(self, script: Script, key: str, *arguments: Argument) -> Any:
         """The answer of a script. It must change nothing for the worse when it is run twice: a lost answer is asked for again."""
-        tail = (1, key, *arguments)
-        return await self.execute(Command(("EVALSHA", script.sha, *tail), ("EVAL", script.source, *tail)))
+        return await self.execute(script.command((key,), *arguments))
 
     async def call(self, *words: Argument) -> Any:
         """The answer of a command whose second word is its key."""
         return await self.execute(Command(words, words))
 
     async def execute(self, command: Command) -> Any:
-        """The answer. Raises StoreUnavailable or ConfigurationError, see `redis_errors.translate`."""
+        """The answer. Raises the transient error or ConfigurationError, see `shared.redis.errors`."""
+        [answer] = await self.execute_all([command])
+        return answer
+
+    async def execute_all(self, commands: Sequence[Command]) -> list[Any]:
+        """The answers, in order. Raises like `execute` when a command failed; the others may have been carried out."""
         try:
             if self._flights < _CONNECTIONS and not self._waiting:
-                answer = await self._fly_alone(command)
+                answers = await self._fly_alone(commands)
             else:
-                asked: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-                self._waiting.append((command, asked))
-                answer = await asked
+                asked: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+                self._waiting.append(_Asked(commands, asked))
+                answers = await asked
         except Exception as error:
-            raise translate(error, self._where) from error
-        if isinstance(answer, Exception):
-            raise translate(answer, self._where) from answer
-        return answer
+            raise self.translated(error) from error
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise self.translated(answer) from answer
+        return answers
+
+    async def connection(self, key: str) -> AbstractConnection:
+        """A connection of the caller's own to the server that holds `key`, for calls that block."""
+        client = self._client
+        if isinstance(client, RedisCluster):
+            await client.initialize()
+            node = client.get_node_from_key(key)
+            if node is None:
+                raise self._unavailable(f"the Redis Cluster at {self._where} cannot answer now")
+            connection = node.connection_class(**node.connection_kwargs)
+        else:
+            connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        await connection.connect()  # type: ignore[no-untyped-call]
+        return connection
+
+    def translated(self, error: Exception) -> AgentTeamError:
+        """The platform's error for what went wrong on a connection."""
+        return translate(error, self._where, unavailable=self._unavailable)
 
     async def close(self) -> None:
         """Let calls under way end, and close the connections."""
@@ -107,28 +151,30 @@ class RedisStore:
         if self._retired is not None:
             await self._retired.aclose()
 
-    async def _fly_alone(self, command: Command) -> Any:
+    async def _fly_alone(self, commands: Sequence[Command]) -> list[Any]:
         self._flights += 1
         try:
-            [answer] = await self._answers([command])
-            return answer
+            return await self._answers(commands)
         except Exception as error:
             self._fail_waiting(error)
             raise
         finally:
             self._land()
 
-    async def _fly_together(self, batch: Sequence[tuple[Command, asyncio.Future[Any]]]) -> None:
-        answers: list[Any] = [StoreUnavailable(f"a call of Redis at {self._where} was cut off")] * len(batch)
+    async def _fly_together(self, batch: Sequence[_Asked]) -> None:
+        commands = [command for asked in batch for command in asked.commands]
+        answers: list[Any] = [self._unavailable(f"a call of Redis at {self._where} was cut off")] * len(commands)
         try:
-            answers = await self._answers([command for command, _ in batch])
+            answers = await self._answers(commands)
         except Exception as error:
-            answers = [error] * len(batch)
+            answers = [error] * len(commands)
             self._fail_waiting(error)
         finally:
-            for (_, asked), answer in zip(batch, answers, strict=True):
-                if not asked.done():  # its caller may be gone
-                    asked.set_result(answer)
+            following = iter(answers)
+            for asked in batch:
+                own = list(islice(following, len(asked.commands)))
+                if not asked.answers.done():  # its caller may be gone
+                    asked.answers.set_result(own)
             self._land()
 
     def _land(self) -> None:
@@ -145,9 +191,9 @@ class RedisStore:
     def _fail_waiting(self, error: Exception) -> None:
         """A flight that was lost has used up the time that a call may take: who waits behind it must not wait for another."""
         while self._waiting:
-            _, asked = self._waiting.popleft()
-            if not asked.done():
-                asked.set_result(error)
+            _, answers = self._waiting.popleft()
+            if not answers.done():
+                answers.set_exception(error)
 
     async def _answers(self, commands: Sequence[Command]) -> list[Any]:
         answers = await self._send([command.words for command in commands])

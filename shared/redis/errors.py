@@ -5,13 +5,14 @@ from typing import Final
 
 from redis import exceptions as driver
 
-from shared.errors import AgentTeamError, ConfigurationError, StoreUnavailable
+from shared.errors import AgentTeamError, BusUnavailable, ConfigurationError, StoreUnavailable
 
 _Kind = type[ConfigurationError] | type[StoreUnavailable]
+"""StoreUnavailable stands for whatever the server is to its user."""
 
 _FORBIDDEN: Final = (
     ConfigurationError,
-    "Redis at {where} does not allow REDIS_URL's user what the guards do; grant +@read +@write +@scripting +time ~agent-team:*",
+    "Redis at {where} does not allow REDIS_URL's user what the platform does; grant +@read +@write +@scripting +time ~agent-team:*",
 )
 _FULL: Final = (StoreUnavailable, "Redis at {where} is full; raise its maxmemory")
 _REPLICA: Final = (
@@ -65,17 +66,20 @@ _IN_A_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?([A-Z]{3,16}) ")
 _NOT_ALLOWED_IN_A_SCRIPT: Final = "can't run this command"
 
 
-def translate(error: Exception, where: str) -> AgentTeamError:
+def translate(
+    error: Exception, where: str, *, unavailable: type[StoreUnavailable] | type[BusUnavailable] = StoreUnavailable
+) -> AgentTeamError:
     """The platform's error for one of redis-py's or the network's. `where` is the server's address, fit to be shown.
 
-    The message holds nothing of the driver's, which quotes commands.
+    `unavailable` is what a transient error becomes. The message holds nothing of the driver's, which quotes commands.
     """
     if isinstance(error, AgentTeamError):
         return error
     name = type(error).__name__
     decided = _by_code(error) if isinstance(error, driver.ResponseError) else None
     kind, message = decided or next(decided for known, decided in _BY_CLASS if isinstance(error, known))
-    return kind(message.format(where=where, name=name))
+    text = message.format(where=where, name=name)
+    return unavailable(text) if kind is StoreUnavailable else kind(text)
 
 
 def _by_code(error: driver.ResponseError) -> tuple[_Kind, str] | None:

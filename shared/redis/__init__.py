@@ -1,0 +1,1 @@
+"""The way to a Redis server, for whatever keeps something there."""
