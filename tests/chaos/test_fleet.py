@@ -45,7 +45,7 @@ async def submit(fleet: Fleet, count: int) -> list[str]:
             body = {"workflow": "report", "input": {"brief": brief(number)}}
             while True:
                 try:
-                    answer = await client.post("/v1/workflows", json=body, headers={"idempotency-key": f"report {number}"})
+                    answer = await client.post("/v1/workflows", json=body, headers={"idempotency-key": f"report-{number}"})
                 except httpx.TransportError:
                     await asyncio.sleep(0.1)
                     continue

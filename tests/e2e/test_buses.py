@@ -49,7 +49,7 @@ async def test_a_report_is_written(served: tuple[str, Served]) -> None:
 
 async def test_a_hundred_reports_are_written_at_once(served: tuple[str, Served]) -> None:
     _, platform = served
-    ids = await asyncio.gather(*(platform.submit(brief(number), key=f"report {number}") for number in range(AT_ONCE)))
+    ids = await asyncio.gather(*(platform.submit(brief(number), key=f"report-{number}") for number in range(AT_ONCE)))
     reports = await platform.ended(ids, within_seconds=200)
 
     assert {report["status"] for report in reports} == {"SUCCESS"}
