@@ -52,6 +52,7 @@ DECLARED = (
     Metric("envelope.rejected", "counter", ("reason",), "Messages that were not trusted or not understood."),
     Metric("delivery.duplicate", "counter", (), "Copies of messages that were done or being worked on."),
     Metric("dead_letter.count", "counter", (), "Messages that used up their delivery attempts."),
+    Metric("dead_letter.redriven", "counter", (), "Dead letters that were sent again."),
     Metric("guards.outage", "counter", ("guard",), "Times that a guard lost its store and fell back."),
     Metric("ai.requests", "counter", ("model", "outcome"), "Calls to models."),
     Metric("ai.requests_per_second", "gauge", ("model",), "Calls to a model in the last second."),

@@ -23,7 +23,7 @@ PROMISED = {
         "workflow.queued",
     ),
     *("step.retried", "step.deferred", "step.lease_expired"),
-    *("envelope.rejected", "delivery.duplicate", "dead_letter.count"),
+    *("envelope.rejected", "delivery.duplicate", "dead_letter.count", "dead_letter.redriven"),
     "guards.outage",
     *("ai.requests", "ai.requests_per_second", "ai.rate_limit.denied", "ai.rate_limit.wait_ms", "ai.fallback", "ai.breaker.state"),
     *("ai.tokens", "ai.cost_microdollars", "ai.cache.hit"),
