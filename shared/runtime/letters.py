@@ -3,10 +3,10 @@
 **The last error.** The bus that gives a message up does not know why its deliveries failed. So whoever fails notes it beside the
 claim, in the guards' cache, and the dead-letter function reads it there. It is a note and no more: without it nothing changes.
 
-**Redriven messages** go to the topic that they came from, because that is the only way that every bus has. Their attributes say for
-which subscription they are; the others drop them. They also carry the letter's message id, under which a message without an envelope
-was known before, and the number of the redrive. None of this is signed: the signature covers what is done, and whoever could change
-these attributes on the bus could as well drop the message or send it again as it is.
+**Redriven messages** go to the topic that they came from, because that is the only way that every bus has. Their attributes say
+for which subscription they are; the others drop them. They also carry the letter's message id, under which a message without an
+envelope was known before, and the number of the redrive. None of this is signed: the signature covers what is done, and whoever
+could change these attributes on the bus could as well drop the message or send it again as it is.
 """
 
 import asyncio
@@ -49,13 +49,13 @@ _log = logging.getLogger(__name__)
 def cause_of(reason: str, last_error: Mapping[str, Any] | None) -> str:
     """The group that a letter belongs to, of a small vocabulary, so that what failed alike can be redriven together.
 
-    `rejected:<reason>`, store, bus, model, quota, configuration, `unknown:<class>` by the class of the last error, or timeout when
-    no delivery said why it failed.
+    `rejected:<reason>`, store, bus, model, quota, configuration, `unknown:<class>` by the class of the last error, timeout when
+    no delivery said why it failed, and unknown for messages of which nobody would have noted it.
     """
     if reason.startswith("rejected: "):
         return f"rejected:{reason.removeprefix('rejected: ')}"
     if last_error is None:
-        return "timeout"
+        return "timeout" if reason == NOTHING_HEARD else "unknown"
     kind = str(last_error["type"])
     return _CAUSES.get(kind, f"unknown:{kind}")
 

@@ -49,7 +49,7 @@ class DeadLetters:
         return letters
 
     async def take(self, ids: Sequence[int], *, states: Sequence[LetterState]) -> list[Letter]:
-        """Mark those of `ids` that are in one of `states` as redriven and return them whole. Of several callers one gets a letter."""
+        """Mark those of `ids` that are in one of `states` as redriven and return them whole. Each letter goes to one caller."""
         arguments = {"ids": list(ids), "states": list(states), **self._moment()}
         letters: list[Letter] = await self._caller.call("redrive_dead_letters", arguments)
         return letters

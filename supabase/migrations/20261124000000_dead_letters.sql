@@ -78,7 +78,7 @@ begin
     end if;
     effect.reply := jsonb_build_object(
         'type', case when reason is null then 'redriven' else 'refused' end, 'cause', cause,
-        'workflow', event ->> 'workflow', 'step', event ->> 'step', 'reason', reason
+        'workflow', event ->> 'workflow', 'step', event ->> 'step', 'attempt', tried, 'reason', reason
     );
     return effect;
 end;
@@ -552,7 +552,7 @@ begin
     )
     on conflict (subscription, message_id) do update
     set attempts = excluded.attempts, reason = excluded.reason, cause = excluded.cause, last_error = excluded.last_error,
-        failed_redrive = greatest(d.failed_redrive, redrive)
+        failed_redrive = least(greatest(d.failed_redrive, redrive), d.redrive_count)
     -- A copy from before the last redrive says nothing about it.
     where redrive >= d.redrive_count
     returning d.id into known;

@@ -122,7 +122,7 @@ begin
     end if;
     effect.reply := jsonb_build_object(
         'type', case when reason is null then 'redriven' else 'refused' end, 'cause', cause,
-        'workflow', event ->> 'workflow', 'step', event ->> 'step', 'reason', reason
+        'workflow', event ->> 'workflow', 'step', event ->> 'step', 'attempt', tried, 'reason', reason
     );
     return effect;
 end;

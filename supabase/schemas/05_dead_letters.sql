@@ -75,7 +75,7 @@ begin
     )
     on conflict (subscription, message_id) do update
     set attempts = excluded.attempts, reason = excluded.reason, cause = excluded.cause, last_error = excluded.last_error,
-        failed_redrive = greatest(d.failed_redrive, redrive)
+        failed_redrive = least(greatest(d.failed_redrive, redrive), d.redrive_count)
     -- A copy from before the last redrive says nothing about it.
     where redrive >= d.redrive_count
     returning d.id into known;

@@ -18,6 +18,11 @@ READS = [
     "select workflow_history('wf_1')",
     "select workflow_snapshot('wf_1', 1)",
     "select advance('[]')",
+    "select list_dead_letters()",
+    "select count_dead_letters()",
+    "select read_dead_letters('{1}')",
+    "select redrive_dead_letters('{1}', '{waiting}')",
+    "select return_dead_letters('{1}')",
 ]
 
 
@@ -74,7 +79,7 @@ async def test_the_server_s_role_may_do_its_work(supabase: "asyncpg.Connection[a
     await supabase.execute("set role service_role")
     for query in READS:
         await supabase.execute(query)
-    letter = '{"message_id": "m", "subscription": "s", "topic": "t", "reason": "r", "data": "", "attributes": {}}'
+    letter = '{"message_id": "m", "subscription": "s", "topic": "t", "function": "f", "cause": "c", "reason": "r", "data": "", "attributes": {}}'
     assert await supabase.fetchval("select record_dead_letter($1::text::jsonb)", letter) == 1
     assert await supabase.fetchval("select count(*) from dead_letters") == 1
     await supabase.execute("reset role")

@@ -25,6 +25,7 @@ from shared.messages import (
     WorkflowRequested,
 )
 from shared.runtime import load
+from shared.runtime.letters import NOTHING_HEARD
 from shared.runtime.pipeline import claim_key
 from shared.telemetry import metrics
 from tests.support.doubles import RING, WORKFLOW, SabotagedBus, Saboteur, Stage, delivery, signed
@@ -280,7 +281,7 @@ class TestDeadLetter:
             assert await handle(team, "dead_letter", dead(message, message_id=str(number))) is Outcome.ACK
         (letter,) = await self.recorded(database)
         assert (letter["message_id"], letter["subscription"], letter["topic"]) == (f"{WORKFLOW}/draft/1", WRITER, "agent-writer")
-        assert (letter["attempts"], letter["reason"], letter["data"]) == (5, "attempts exhausted", message.data)
+        assert (letter["attempts"], letter["reason"], letter["data"]) == (5, NOTHING_HEARD, message.data)
         assert (letter["workflow_id"], letter["step_id"]) == (WORKFLOW, "draft")
         assert orjson.loads(letter["attributes"])["hmac-key-id"] == message.attributes["hmac-key-id"]
 
@@ -349,7 +350,7 @@ class TestDeadLetter:
         await begun(team)
         message = signed(StepCompleted(**ABOUT), "workflow-events", team.clock, id="reply")
         assert await handle(team, "dead_letter", dead(message, "workflow-events.orchestrator")) is Outcome.ACK
-        assert [letter["reason"] for letter in await self.recorded(database)] == ["attempts exhausted"]
+        assert [letter["reason"] for letter in await self.recorded(database)] == [NOTHING_HEARD]
         assert team.finished() == []
 
     async def test_a_letter_that_no_database_takes_is_logged_and_let_go(self, team: Live, caplog: pytest.LogCaptureFixture) -> None:
