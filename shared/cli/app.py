@@ -5,7 +5,7 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 
 import typer
 
-from shared.cli import doctor, migrate, run, serve, workflows
+from shared.cli import dead_letters, doctor, migrate, publish, run, serve, workflows
 
 app = typer.Typer(
     help="A team of LLM agents: durable workflows, on budget, within quota.",
@@ -17,6 +17,8 @@ app = typer.Typer(
 )
 app.command()(run.run)
 app.command()(serve.serve)
+app.command()(publish.publish)
 app.add_typer(workflows.app, name="workflows")
+app.add_typer(dead_letters.app, name="dead-letters")
 app.command()(migrate.migrate)
 app.command()(doctor.doctor)

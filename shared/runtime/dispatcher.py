@@ -31,7 +31,8 @@ class Dispatcher:
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
         """Apply `events`, publish what they lead to, and return the answers that are for the caller.
 
-        Answers are accepted, conflict, ignored, redriven and refused. `cause` is the id of the message that the events came in, `traceparent` its trace.
+        Answers are accepted, conflict, ignored, redriven and refused. `cause` is the id of the message that the events came in,
+        `traceparent` its trace.
         """
         answers, messages = await self.decide(events, cause=cause, traceparent=traceparent)
         if messages:

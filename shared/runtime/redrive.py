@@ -15,7 +15,7 @@ import base64
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Final
 
@@ -90,6 +90,16 @@ class Redriven:
     next_cursor: int | None = None
     """Where the next page begins; None after the last."""
 
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "matched": self.matched,
+            "redriven": len(self.redriven),
+            "ids": self.redriven,
+            "refused": [asdict(refusal) for refusal in self.refused],
+            "next_cursor": self.next_cursor,
+        }
+
 
 async def redrive_page(
     live: Runtime,
@@ -161,7 +171,7 @@ async def _send(live: Runtime, taken: Sequence[Letter], by: str, refusals: list[
                 steps[letter["id"]] = event
     if messages:
         await live.bus.publish(list(messages.values()))
-        unsent -= messages.keys()
+        unsent.difference_update(messages)
     if steps:
         answers = await live.dispatcher(by).apply(list(steps.values()))
         reasons = {_about(answer): answer["reason"] for answer in answers if answer["type"] == "refused"}
