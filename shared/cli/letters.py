@@ -13,7 +13,7 @@ import httpx
 from shared.config import Settings
 from shared.errors import BusUnavailable, ConfigurationError, InputError, NotFound
 from shared.runtime import Runtime
-from shared.runtime.redrive import PAGE, Redriven, Wanted, redrive_page
+from shared.runtime.redrive import PAGE, Wanted, redrive_page
 
 _CALL_SECONDS = 60.0
 _PAGE_SECONDS = 10.0
@@ -89,7 +89,7 @@ class _Here:
             raise ConfigurationError(
                 "AGENT_BUS_PROVIDER is memory, and that bus is inside the running platform; redrive there: --url http://127.0.0.1:8080"
             )
-        outcome: Redriven = await redrive_page(self._live, wanted, by="cli", dry_run=dry_run, rate=rate, cursor=cursor)
+        outcome = await redrive_page(self._live, wanted, by="cli", dry_run=dry_run, rate=rate, cursor=cursor, limit=PAGE)
         return outcome.as_dict()
 
 
