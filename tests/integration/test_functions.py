@@ -205,6 +205,13 @@ class TestIntake:
         assert await handle(team, "intake", plain(BRIEF.model_dump(), message_id="78")) is Outcome.ACK
         assert len(await team.store.recent()) == 2
 
+    async def test_a_plain_message_that_names_a_workflow_and_its_input_is_enough(self, team: Live) -> None:
+        data = b'{"workflow": "report", "input": {"brief": "The ferry was late."}}'
+        for _ in range(2):
+            assert await handle(team, "intake", plain(data)) is Outcome.ACK
+        (workflow,) = await team.store.recent()
+        assert (await team.store.get(workflow["id"]))["input"] == BRIEF.input
+
     @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{}", b'{"workflow": "report", "wrong": 1}'])
     async def test_a_schedule_that_asks_for_nothing_is_refused(
         self, team: Live, data: bytes, caplog: pytest.LogCaptureFixture
