@@ -14,12 +14,14 @@ from .door import (
     cancelled,
     children,
     completed,
+    dead,
     deferred,
     dispatches,
     expanded,
     failed,
     kinds,
     one,
+    redriven,
     rendered,
     requested,
     skipped,
@@ -28,16 +30,6 @@ from .door import (
 )
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-def dead(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
-    """What the dead-letter function says of a step whose message nobody could handle."""
-    error = {"type": "DeadLettered", "message": "no delivery to worker succeeded"}
-    return {**failed(id, attempt=attempt, workflow=workflow, permanent=True), "error": error}
-
-
-def redriven(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
-    return {"type": "step.redriven", "workflow": workflow, "step": id, "attempt": attempt}
 
 
 def refusal(commands: list[Any]) -> str:
