@@ -26,6 +26,11 @@ def dispatch_id(workflow: str, step: str, attempt: int, deferrals: int = 0) -> s
     return f"{workflow}/{step}/{attempt}{suffix}"
 
 
+def finished_id(workflow: str, resumed: int = 0) -> str:
+    """The id of the message that a workflow has ended; each time that it was resumed it ends under an id of its own."""
+    return f"{workflow}/finished{f'.{resumed}' if resumed else ''}"
+
+
 def reply_id(dispatch: str, outcome: str) -> str:
     """The id of an agent's answer to the dispatch `dispatch`; outcome is completed, failed or deferred."""
     return f"{dispatch}/{outcome}"

@@ -1,4 +1,4 @@
-"""Dead-letter topic → recorded, ready to be redriven.
+"""Dead-letter topic → recorded with the reason, ready to be redriven.
 
 A dead letter fails its step only if no claim on that attempt is alive or done: a copy that gave up must not fail work that goes on.
 """
@@ -10,9 +10,11 @@ from typing import Any
 from shared.bus import Delivery, Outcome
 from shared.errors import ConfigurationError, EnvelopeRejected, Permanent
 from shared.guards import New
-from shared.messages import Envelope, StepDispatched, open_envelope
+from shared.messages import Envelope, StepDispatched, WorkflowRequested, reopen_envelope
 from shared.runtime import Handlers, Runtime, on_messages
+from shared.runtime.letters import EXHAUSTED, NOTHING_HEARD, NUMBER, cause_of, noted_failure
 from shared.runtime.pipeline import claim_key
+from shared.runtime.sender import UNSIGNED_TOPICS
 from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
@@ -24,27 +26,33 @@ def _handlers(live: Runtime) -> Handlers:
     async def handle(delivery: Delivery) -> Outcome:
         subscription = delivery.attributes.get(f"{_SOURCE}Subscription", "")
         topic, _, function = subscription.rpartition(".")
-        envelope, reason = _opened(live, topic, delivery)
+        envelope, flaw = _opened(live, topic, delivery)
+        error = None if envelope is None else await noted_failure(live.guards.cache, claim_key(function, envelope))
+        reason = flaw or (EXHAUSTED if error is not None or topic in UNSIGNED_TOPICS else NOTHING_HEARD)
         letter: dict[str, Any] = {
             "message_id": delivery.message_id if envelope is None else envelope.id,
             "subscription": subscription,
             "topic": topic,
+            "function": function,
             "attempts": _count(delivery.attributes.get(f"{_SOURCE}DeliveryCount")),
             "reason": reason,
+            "cause": cause_of(reason, error),
+            "last_error": error,
+            "redrive": _count(delivery.attributes.get(NUMBER)),
             "data": base64.b64encode(delivery.data).decode(),
             "attributes": dict(delivery.attributes),
+            **({} if envelope is None else _about(envelope)),
         }
-        if envelope is not None and isinstance(envelope.data, StepDispatched):
-            letter |= {"workflow": envelope.data.workflow, "step": envelope.data.step}
         try:
-            await live.store.record_dead_letter(letter)
+            await live.store.letters.record(letter)
         except ConfigurationError:
             raise  # somebody will put it right; until then the message waits on the bus
-        except Permanent as error:
-            _log.error("dead letter %s cannot be recorded", delivery.message_id, extra={"error": describe_error(error)})
+        except Permanent as refusal:
+            _log.error("dead letter %s cannot be recorded", delivery.message_id, extra={"error": describe_error(refusal)})
             return Outcome.ACK
         metrics.count("dead_letter.count")
-        _log.error("dead letter", extra={"subscription": subscription, "messageId": letter["message_id"], "status": "dead"})
+        fields = {"subscription": subscription, "messageId": letter["message_id"], "reason": letter["cause"], "status": "dead"}
+        _log.error("dead letter", extra=fields)
         if envelope is not None and isinstance(envelope.data, StepDispatched):
             await _fail_step(live, function, envelope, envelope.data)
         return Outcome.ACK
@@ -71,15 +79,25 @@ async def _fail_step(live: Runtime, function: str, envelope: Envelope, order: St
 
 
 def _opened(live: Runtime, topic: str, delivery: Delivery) -> tuple[Envelope | None, str]:
-    """The envelope if it can be trusted, and why it was not handled as far as one can tell."""
+    """The envelope if it can be trusted, and what is wrong with it otherwise. Some topics carry none."""
+    if topic in UNSIGNED_TOPICS:
+        return None, ""
     try:
-        link = live.link
-        opened = open_envelope(
-            topic, delivery.data, delivery.attributes, ring=link.ring, now=live.clock.now(), max_bytes=link.max_bytes
-        )
+        # Of any age: it was young enough when its deliveries failed, and is recorded whenever we come to it.
+        return reopen_envelope(topic, delivery.data, delivery.attributes, ring=live.link.ring, max_bytes=live.link.max_bytes), ""
     except EnvelopeRejected as error:
         return None, f"rejected: {error.reason}"
-    return opened, "attempts exhausted"
+
+
+def _about(envelope: Envelope) -> dict[str, Any]:
+    """The workflow that the message is about, and the attempt that it was to start."""
+    match envelope.data:
+        case WorkflowRequested():  # its workflow is a definition's name
+            return {}
+        case StepDispatched() as order:
+            return {"workflow": order.workflow, "step": order.step, "attempt": order.attempt}
+        case data:
+            return {"workflow": getattr(data, "workflow", None), "step": getattr(data, "step", None)}
 
 
 def _count(text: str | None) -> int | None:

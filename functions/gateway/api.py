@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 from starlette.responses import Response
 
+from functions.gateway.dead_letters import dead_letters
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.models import Health
 from functions.gateway.pages import console, documentation
@@ -48,6 +49,7 @@ def create_app(live: Runtime) -> FastAPI:
     app.state.live = live
     handle_errors(app)
     app.include_router(workflows)
+    app.include_router(dead_letters)
     _add_platform_routes(app, live)
     _show_problems_as_such(app)
     return app

@@ -5,10 +5,12 @@ Answers come from the state as they are; a test holds them to these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from shared.messages import Budget, Usage, WorkflowRequested
 from shared.messages.payloads import Name, StepId, WorkflowId
+from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
+from shared.state import LetterState
 
 MAX_INPUT_FIELDS = 1000
 """No definition has as many; more of them would only cost the time to list each as unknown."""
@@ -152,6 +154,99 @@ class HistoryPage(_Part):
 
     items: list[HistoryEntry]
     next_after: int | None = Field(description="Give this as `after` for the next page; null when there is no more so far.")
+
+
+class LastError(_Part):
+    """Why a delivery failed."""
+
+    type: str = Field(description="The error's class.", examples=["StoreUnavailable"])
+    message: str = Field(description="Empty where it is not one of ours, which may quote what it worked on.")
+    at: AwareDatetime
+
+
+class DeadLetter(_Part):
+    """A message that used up its delivery attempts."""
+
+    id: int
+    message_id: str = Field(description="The envelope's, or else the bus's.", examples=[f"{_EXAMPLE_ID}/draft/1"])
+    subscription: str = Field(description="What gave it up.", examples=["agent-writer.writer"])
+    topic: str = Field(examples=["agent-writer"])
+    function: str = Field(examples=["writer"])
+    cause: str = Field(description="The group of its reason.", examples=["store", "rejected:signature", "timeout"])
+    reason: str = Field(examples=["attempts exhausted"])
+    last_error: LastError | None = Field(description="Of the last delivery that said why it failed.")
+    attempts: int | None = Field(description="Deliveries, where the bus told.")
+    workflow: str | None
+    step: str | None
+    attempt: int | None = Field(description="The attempt that it was to start; null for every other message.")
+    state: LetterState = Field(
+        description="`waiting`: never redriven; `redriven`: sent, nothing heard since; `again`: dead again after its last redrive."
+    )
+    redrive_count: int
+    redriven_at: AwareDatetime | None
+    recorded_at: AwareDatetime
+    size_bytes: int = Field(description="Of its data.")
+
+
+class DeadLetterPage(_Part):
+    """Dead letters, the newest first."""
+
+    items: list[DeadLetter]
+    next_cursor: int | None = Field(description="Give this as `cursor` for the next page; null on the last.")
+
+
+class DeadLetterWhole(DeadLetter):
+    """A dead letter with what is needed to understand it."""
+
+    attributes: dict[str, str] = Field(description="Of the message, as it arrived.")
+    blocked: str | None = Field(description="Why its step cannot be resumed; null where it can, or where it is about no step.")
+    data: str | None = Field(description="Base64; null unless asked for.")
+
+
+class RedriveRequest(_Part):
+    """Which dead letters to send again: those of `ids`, or those that fit the filter."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"cause": "store", "dry_run": True}]})
+
+    ids: list[Annotated[int, Field(ge=1, le=2**63 - 1)]] = Field(default_factory=list, max_length=1000)
+    cause: str | None = Field(
+        default=None, min_length=1, max_length=200, pattern=r"^[^\x00]*$", description="A cause, or the part before its colon."
+    )
+    function: Name | None = None
+    since: AwareDatetime | None = None
+    until: AwareDatetime | None = None
+    again: bool = Field(
+        default=False,
+        description="Also those that are dead again after a redrive and, of `ids`, those of which nothing was heard.",
+    )
+    rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE, description="Letters per second.")
+    dry_run: bool = Field(default=True, description="Only tell what would be done.")
+    cursor: int | None = Field(default=None, ge=1, le=2**63 - 1, description="`next_cursor` of the page before.")
+    limit: int = Field(default=PAGE, ge=1, le=500, description="How many letters to look at. At a low rate many take long.")
+
+    @model_validator(mode="after")
+    def _is_one(self) -> "RedriveRequest":
+        if self.ids and any(given is not None for given in (self.cause, self.function, self.since, self.until)):
+            raise ValueError("give ids or a filter, not both")
+        return self
+
+
+class Refused(_Part):
+    """A dead letter that is left as it is."""
+
+    id: int
+    reason: str = Field(examples=["its workflow is CANCELLED and does not wait for it"])
+
+
+class RedriveAnswer(_Part):
+    """What became of one page of letters or, after a dry run, would become of it."""
+
+    matched: int = Field(description="How many letters are wanted, on all pages.")
+    redriven: int
+    ids: list[int] = Field(description="Of those that were redriven.")
+    refused: list[Refused]
+    next_cursor: int | None = Field(description="Give this as `cursor` for the next page; null on the last.")
+    dry_run: bool
 
 
 class Health(_Part):

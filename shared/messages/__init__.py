@@ -1,6 +1,6 @@
 """Envelopes: what they say, how they are signed, how they are trusted."""
 
-from shared.messages.envelope import MAX_CLOCK_SKEW, Envelope, decode, open_envelope, seal
+from shared.messages.envelope import MAX_CLOCK_SKEW, Envelope, decode, open_envelope, renewed, reopen_envelope, seal
 from shared.messages.payloads import (
     TYPE_OF,
     TYPES,
@@ -45,5 +45,7 @@ __all__ = [
     "WorkflowRequested",
     "decode",
     "open_envelope",
+    "renewed",
+    "reopen_envelope",
     "seal",
 ]

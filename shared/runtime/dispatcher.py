@@ -29,9 +29,10 @@ class Dispatcher:
         self._clock = clock
 
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
-        """Apply `events`, publish what they lead to, and return the answers that are for the caller: accepted, conflict, ignored.
+        """Apply `events`, publish what they lead to, and return the answers that are for the caller.
 
-        `cause` is the id of the message that the events came in, `traceparent` its trace.
+        Answers are accepted, conflict, ignored, redriven and refused. `cause` is the id of the message that the events came in,
+        `traceparent` its trace.
         """
         answers, messages = await self.decide(events, cause=cause, traceparent=traceparent)
         if messages:
@@ -117,12 +118,16 @@ class Dispatcher:
             "error": None if error is None else ErrorInfo(type=error["type"], message=error["message"][:2000]),
             "usage": Usage(**command["usage"]),
         }
-        traceparent = command["traceparent"] or traceparent
+        about: dict[str, Any] = {
+            "resumed": command["resumed"],
+            "cause": cause,
+            "traceparent": command["traceparent"] or traceparent,
+        }
         complete = WorkflowFinished(**payload, output=command["output"])
         try:
-            return self._sender.finished(complete, cause=cause, traceparent=traceparent)
+            return self._sender.finished(complete, **about)
         except AgentTeamError:  # the output is over the limit of a message; the state has it
-            return self._sender.finished(WorkflowFinished(**payload), cause=cause, traceparent=traceparent)
+            return self._sender.finished(WorkflowFinished(**payload), **about)
 
 
 def _failed(command: Command, error: AgentTeamError) -> Event:

@@ -18,6 +18,7 @@ from shared.bus import Handler
 from shared.errors import NotFound
 from shared.runtime.contract import Run
 from shared.runtime.door import push
+from shared.runtime.letters import addressed
 from shared.runtime.pipeline import Pipeline, Work
 from shared.runtime.wiring import Runtime, runtime
 
@@ -43,12 +44,16 @@ def agent(file: str, run: Run | None = None) -> HttpFunction:
     def handlers(live: Runtime) -> Handlers:
         return {f"agent-{folder.name}": _agent_pipeline(live, folder, run)}
 
-    return _entry(Function(folder.name, handlers))
+    return on_messages(file, handlers)
 
 
 def on_messages(file: str, handlers: Callable[[Runtime], Handlers]) -> HttpFunction:
     """The entry point of a function that is set off by messages."""
-    return _entry(Function(Path(file).parent.name, handlers))
+
+    def for_this_subscription(live: Runtime) -> Handlers:
+        return {topic: addressed(handler) for topic, handler in handlers(live).items()}
+
+    return _entry(Function(Path(file).parent.name, for_this_subscription))
 
 
 def on_http(file: str, app: Callable[[Runtime], ASGIApp]) -> HttpFunction:

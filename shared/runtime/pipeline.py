@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from shared.bus import Bus, Delivery, Message, Outcome
 from shared.clock import Clock
 from shared.errors import ConfigurationError, EnvelopeRejected, Permanent, Transient
-from shared.guards import Done, Idempotency, InFlight, New
+from shared.guards import Cache, Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
 from shared.runtime.leases import Leases
+from shared.runtime.letters import note_failure
 from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
 
 _log = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ class Link:
     max_bytes: int
     ttl_seconds: float
     at_most_once: bool = False
+    cache: Cache | None = None
+    """Where a delivery that fails notes why, for whoever records the dead letter; None notes nothing."""
 
 
 class Pipeline:
@@ -73,7 +76,7 @@ class Pipeline:
         except ConfigurationError as error:
             # Somebody will put it right: until then the message waits on the bus.
             _log.error("message %s will be tried again", envelope.id, extra={"error": describe_error(error), "status": "retry"})
-            return Outcome.RETRY
+            return await self._retry(envelope, error)
         except Permanent as error:
             _log.error("message %s refused", envelope.id, extra={"error": describe_error(error), "status": "refused"})
             return Outcome.ACK
@@ -81,7 +84,7 @@ class Pipeline:
             level = logging.WARNING if isinstance(error, Transient) else logging.ERROR
             fields = {"error": describe_error(error), "status": "retry"}
             _log.log(level, "message %s will be tried again", envelope.id, extra=fields)
-            return Outcome.RETRY
+            return await self._retry(envelope, error)
 
     async def _claimed(self, envelope: Envelope) -> Outcome:
         link, leases = self._link, self._leases
@@ -145,6 +148,13 @@ class Pipeline:
         topic, _, data = result.partition(b"\n")
         name = topic.decode()
         return Message(name, data, self._link.ring.sign(name, data))
+
+    async def _retry(self, envelope: Envelope, error: Exception) -> Outcome:
+        link = self._link
+        if link.cache is not None:
+            key = claim_key(self._function, envelope)
+            await note_failure(link.cache, key, error, now=link.clock.now(), ttl_seconds=link.ttl_seconds)
+        return Outcome.RETRY
 
     def _reject(self, delivery: Delivery, error: EnvelopeRejected) -> None:
         metrics.count("envelope.rejected", reason=error.reason)

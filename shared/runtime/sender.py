@@ -4,12 +4,15 @@ from dataclasses import dataclass
 
 from shared.bus import Message
 from shared.clock import Clock
-from shared.ids import dispatch_id
+from shared.ids import dispatch_id, finished_id
 from shared.messages import Envelope, KeyRing, Payload, StepDispatched, WorkflowFinished, WorkflowRequested, seal
 
 WORKFLOW_EVENTS = "workflow-events"
 WORKFLOW_REQUESTS = "workflow-requests"
 WORKFLOW_RESULTS = "workflow-results"
+WORKFLOW_SCHEDULES = "workflow-schedules"
+UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
+"""They carry plain messages, from publishers that IAM lets in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +63,12 @@ class Sender:
             traceparent=traceparent,
         )
 
-    def finished(self, payload: WorkflowFinished, *, cause: str | None, traceparent: str | None) -> Message:
-        """The message that tells of a workflow's end."""
+    def finished(self, payload: WorkflowFinished, *, resumed: int, cause: str | None, traceparent: str | None) -> Message:
+        """The message that tells of a workflow's end; one that was `resumed` ends once more, which is news."""
         return self.message(
             WORKFLOW_RESULTS,
             payload,
-            id=f"{payload.workflow}/finished",
+            id=finished_id(payload.workflow, resumed),
             subject=payload.workflow,
             workflow=payload.workflow,
             cause=cause,

@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from shared.bus import Subscription
 from shared.errors import ConfigurationError
 from shared.messages.payloads import Name
+from shared.runtime.letters import DEAD_LETTERS
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
-DEAD_LETTERS = "dead-letters"
-"""The topic of messages that used up their attempts."""
 
 _Topic = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,200}$")]
 

@@ -152,6 +152,7 @@ class Runtime:
             max_bytes=settings.max_payload_bytes,
             ttl_seconds=settings.comm_idempotency_ttl_sec,
             at_most_once=settings.comm_qos == "at-most-once",
+            cache=self.guards.cache,
         )
 
     def sender(self, function: str) -> Sender:

@@ -8,6 +8,7 @@ from typing import Any
 from shared.clock import Clock
 from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state.base import Caller, Command, Event
+from shared.state.letters import DeadLetters
 
 _MAX_BATCH = 100
 """More in one call costs little less per event, and leaves this process idle meanwhile."""
@@ -66,9 +67,10 @@ class WorkflowStore:
         """The workflow's state after history entry `seq`. Raises NotFound."""
         return _found(await self._caller.call("workflow_snapshot", {"id": workflow, "seq": seq}), workflow)
 
-    async def record_dead_letter(self, letter: dict[str, Any]) -> None:
-        """Keep a message that used up its attempts; `data` is base64. A copy changes nothing."""
-        await self._caller.call("record_dead_letter", {"letter": letter})
+    @property
+    def letters(self) -> DeadLetters:
+        """The messages that used up their attempts."""
+        return DeadLetters(self._caller, self._clock)
 
     async def close(self) -> None:
         """Let calls in flight end, then free the connections."""

@@ -36,7 +36,8 @@ create table workflows (
     started_at timestamptz,
     finished_at timestamptz,
     deadline_at timestamptz,
-    wake_at timestamptz
+    wake_at timestamptz,
+    resumed integer not null default 0
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
 );
@@ -48,6 +49,7 @@ comment on column workflows.steps_open is 'Steps that have not ended. At 0 the o
 comment on column workflows.seq is 'The last history entry.';
 comment on column workflows.admitted_by is 'The workflow whose end gave this one its slot: its last event returns our first commands again.';
 comment on column workflows.wake_at is 'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment.';
+comment on column workflows.resumed is 'How often it went on after it had failed. Each time it ends anew, and says so in a message of its own.';
 
 -- Both stay as small as the number of workflows that run or wait for a slot.
 create index workflows_running on workflows (id) where status = 'RUNNING';
@@ -127,7 +129,18 @@ create table dead_letters (
     data bytea not null,
     attributes jsonb not null,
     recorded_at timestamptz not null,
+    function text collate "C" not null,
+    cause text collate "C" not null,
+    last_error jsonb,
+    attempt integer,
+    redrive_count integer not null default 0,
+    failed_redrive integer not null default 0,
+    redriven_at timestamptz,
     unique (subscription, message_id)
 );
 
 comment on table dead_letters is 'Messages that used up their delivery attempts, as they arrived.';
+comment on column dead_letters.cause is 'The group that the reason belongs to, to redrive what failed alike.';
+comment on column dead_letters.last_error is 'Of the last delivery that said why it failed: type, message and at; null when none did.';
+comment on column dead_letters.attempt is 'The attempt that the message was to start; null for every other message.';
+comment on column dead_letters.failed_redrive is 'The number of the last redrive after which the message was dead again; 0 when none was.';

@@ -82,17 +82,17 @@ declare
 begin
     with running as (
         update steps as s
-        set status = 'RUNNING', attempt = 1, started_at = moment, due_at = moment + _lease(s.timeout_seconds)
+        set status = 'RUNNING', attempt = s.attempt + 1, started_at = moment, due_at = moment + _lease(s.timeout_seconds)
         from unnest(ready) as r
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status = 'PENDING'
-        returning s.workflow_id, s.id, s.due_at
+        returning s.workflow_id, s.id, s.attempt, s.due_at
     )
-    select array_agg(row(g.workflow_id, g.id, 'step.dispatched', 1, null, 0, null, g.due_at)::_note)
+    select array_agg(row(g.workflow_id, g.id, 'step.dispatched', g.attempt, null, 0, null, g.due_at)::_note)
     into notes from running as g;
     return coalesce(notes, '{}');
 end;
 $$;
-comment on function _start is 'PENDING steps whose needs have ended get their first attempt.';
+comment on function _start is 'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed.';
 
 create function _settle(inout ended _step_ref[], moment timestamptz, out ready _step_ref[], out notes _note[])
 language plpgsql as $$
@@ -209,6 +209,19 @@ begin
 end;
 $$;
 comment on function _roots is 'The steps that a workflow starts with.';
+
+create function _begun(w workflows) returns text[]
+language plpgsql as $$
+begin
+    if w.resumed = 0 then
+        return _roots(w.id);
+    end if;
+    return array(
+        select s.id from steps as s where s.workflow_id = w.id and s.started_at = w.started_at order by s.position
+    );
+end;
+$$;
+comment on function _begun is 'The steps that the last admission of a workflow started.';
 
 create function _ready(workflow text, among text[], cause integer) returns _step_ref[]
 language plpgsql as $$

@@ -22,7 +22,12 @@ begin
             deadline_at = moment + make_interval(secs => w.deadline_seconds),
             wake_at = moment + make_interval(secs => w.deadline_seconds)
         where w.id = queued.id;
-        roots := _ready(queued.id, _roots(queued.id), coalesce(queued.cause, freed.cause, 0));
+        roots := _ready(
+            queued.id,
+            -- Of a new workflow these are its roots; a resumed one goes on wherever it was.
+            array(select s.id from steps as s where s.workflow_id = queued.id and s.status = 'PENDING' order by s.position),
+            coalesce(queued.cause, freed.cause, 0)
+        );
         perform _write(
             array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
         );
@@ -37,10 +42,10 @@ create function _admitted(by_workflow text, cause integer) returns _step_ref[]
 language plpgsql as $$
 declare
     started _step_ref[] := '{}';
-    running record;
+    running workflows;
 begin
-    for running in select w.id from workflows as w where w.status = 'RUNNING' and w.admitted_by = by_workflow loop
-        started := started || _again(running.id, _roots(running.id), cause, true);
+    for running in select w.* from workflows as w where w.status = 'RUNNING' and w.admitted_by = by_workflow loop
+        started := started || _again(running.id, _begun(running), cause, true);
     end loop;
     return started;
 end;
@@ -168,6 +173,7 @@ begin
             )
             else json_build_object(
                 'type', 'finished', 'cause', t.cause, 'workflow', w.id, 'name', w.name, 'status', w.status, 'output', w.output,
+                'resumed', w.resumed,
                 'error', w.error, 'callback_url', w.callback_url, 'traceparent', w.traceparent,
                 'milliseconds', round(extract(epoch from w.finished_at - w.created_at) * 1000),
                 'usage', json_build_object(
@@ -238,6 +244,8 @@ begin
                 effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
                 effect := _on_cancelled(event.body, event.cause, moment);
+            when event.type = 'step.redriven' then
+                effect := _on_redriven(event.body, event.cause, moment);
             when event.type = 'tick' then
                 effect := _on_tick(event.body, event.cause, moment);
                 freed.cause := event.cause;

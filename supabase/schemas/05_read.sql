@@ -76,18 +76,24 @@ begin atomic
     with entry as (
         select h.* from history as h where h.workflow_id = workflow_snapshot.id and h.seq <= workflow_snapshot.seq
     ),
+    resumption as (
+        select coalesce(max(e.seq), 0) as seq from entry as e where e.type = 'workflow.resumed'
+    ),
     ending as (
-        select e.type from entry as e where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled')
+        select e.type from entry as e, resumption as r
+        where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled') and e.seq > r.seq
     ),
     last as (
-        select distinct on (e.step_id) e.step_id, case e.type
-            when 'step.completed' then 'SUCCESS'
-            when 'step.failed' then 'FAILED'
-            when 'step.skipped' then 'SKIPPED'
-            when 'step.dispatched' then 'RUNNING'
+        select distinct on (e.step_id) e.step_id, case
+            when e.type = 'step.completed' then 'SUCCESS'
+            when e.type = 'step.failed' then 'FAILED'
+            when e.type = 'step.skipped' then 'SKIPPED'
+            when e.type = 'step.expanded' then 'WAITING'
+            when e.seq < r.seq then 'PENDING'
+            when e.type = 'step.dispatched' then 'RUNNING'
             else 'WAITING'
         end as status
-        from entry as e
+        from entry as e cross join resumption as r
         where e.step_id is not null and e.type <> 'step.late'
         order by e.step_id, e.seq desc
     ),
@@ -104,7 +110,10 @@ begin atomic
             (select case g.type
                 when 'workflow.succeeded' then 'SUCCESS' when 'workflow.failed' then 'FAILED' else 'CANCELLED' end
             from ending as g),
-            case when exists (select from entry as e where e.type = 'workflow.started') then 'RUNNING' else 'QUEUED' end
+            case
+                when exists (select from entry as e, resumption as r where e.type = 'workflow.started' and e.seq > r.seq) then 'RUNNING'
+                else 'QUEUED'
+            end
         ),
         'steps', (
             select coalesce(json_agg(json_build_object(
@@ -122,18 +131,3 @@ begin atomic
     where w.id = workflow_snapshot.id and exists (select from entry);
 end;
 comment on function workflow_snapshot is 'The state after history entry `seq`, worked out from the history; null when there is none.';
-
-create function record_dead_letter(letter jsonb, moment timestamptz default now()) returns bigint
-language sql
-begin atomic
-    insert into dead_letters (
-        message_id, subscription, topic, attempts, reason, workflow_id, step_id, data, attributes, recorded_at
-    )
-    values (
-        letter ->> 'message_id', letter ->> 'subscription', letter ->> 'topic', (letter ->> 'attempts')::integer, letter ->> 'reason',
-        letter ->> 'workflow', letter ->> 'step', decode(letter ->> 'data', 'base64'), letter -> 'attributes', moment
-    )
-    on conflict (subscription, message_id) do update set attempts = excluded.attempts
-    returning id;
-end;
-comment on function record_dead_letter is 'Keep a message that used up its attempts; a copy of it changes nothing but the count.';

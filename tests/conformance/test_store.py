@@ -40,6 +40,8 @@ LETTER = {
     "message_id": "m",
     "subscription": "s",
     "topic": "t",
+    "function": "f",
+    "cause": "store",
     "attempts": 1,
     "reason": "r",
     "data": "AAE=",
@@ -189,13 +191,92 @@ async def test_workflows_are_listed_in_pages_newest_first(store: WorkflowStore) 
     assert await ids(status="FAILED") == []
 
 
-async def test_a_dead_letter_is_kept_once(store: WorkflowStore, caller: Caller, direct: str) -> None:
-    await store.record_dead_letter(LETTER)
-    await store.record_dead_letter({**LETTER, "attempts": 5})
+async def test_a_dead_letter_is_kept_once(store: WorkflowStore, caller: Caller) -> None:
+    await store.letters.record(LETTER)
+    await store.letters.record({**LETTER, "attempts": 5})
     assert await caller.call("record_dead_letter", {"letter": LETTER}) == 1
-    async with connected(direct) as connection:
-        (row,) = await connection.fetch("select data, attributes, reason from dead_letters")
-    assert dict(row) == {"data": b"\x00\x01", "attributes": '{"a": "b"}', "reason": "r"}
+    (letter,) = await store.letters.read([1])
+    assert (letter["data"], letter["attributes"], letter["reason"], letter["attempts"]) == ("AAE=", {"a": "b"}, "r", 1)
+    assert (letter["state"], letter["last_error"], letter["blocked"]) == ("waiting", None, None)
+    assert datetime.fromisoformat(letter["recorded_at"]) == START
+
+
+async def test_dead_letters_are_listed_newest_first_in_pages_and_filtered(store: WorkflowStore, clock: ManualClock) -> None:
+    for number in range(1, 6):
+        cause = ("store", "rejected:key", "rejected:signature", "rejectedly", "store")[number - 1]
+        workflow = {"workflow": "wf_1"} if number == 5 else {}
+        await store.letters.record({**LETTER, "message_id": str(number), "cause": cause, "function": f"f{number % 2}", **workflow})
+        await clock.advance(60)
+
+    async def ids(*, before: int | None = None, limit: int = 50, **wanted: Any) -> list[int]:
+        found = [letter["id"] for letter in await store.letters.listed(wanted, before=before, limit=limit)]
+        assert await store.letters.count(wanted) == len(found) or before is not None or limit != 50
+        return found
+
+    assert await ids() == [5, 4, 3, 2, 1]
+    assert await ids(limit=2) == [5, 4]
+    assert await ids(before=4, limit=2) == [3, 2]
+    assert await ids(cause="store") == [5, 1]
+    assert await ids(cause="rejected") == [3, 2]
+    assert await ids(cause="rejected:key") == [2]
+    assert await ids(function="f0") == [4, 2]
+    assert await ids(workflow="wf_1") == [5]
+    assert await ids(ids=[1, 3, 99]) == [3, 1]
+    assert await ids(since=START + timedelta(minutes=1), until=START + timedelta(minutes=3)) == [3, 2]
+    assert await ids(states=["again", "redriven"]) == []
+    # What is no filter is data and nothing else.
+    assert await ids(cause="store' or true --") == []
+
+
+async def test_letters_are_taken_once_and_can_be_put_back(store: WorkflowStore, clock: ManualClock) -> None:
+    for number in range(3):
+        await store.letters.record({**LETTER, "message_id": str(number)})
+    (taken,) = await store.letters.take([2], states=["waiting"])
+    assert (taken["id"], taken["data"], taken["redrive_count"], taken["state"]) == (2, "AAE=", 1, "redriven")
+    assert datetime.fromisoformat(taken["redriven_at"]) == START
+    assert [one["id"] for one in await store.letters.take([1, 2, 3, 4], states=["waiting"])] == [3, 1]
+    assert await store.letters.take([1, 2, 3], states=["waiting", "again"]) == []
+    await store.letters.put_back([1, 2])
+    assert [one["state"] for one in await store.letters.listed({})] == ["redriven", "waiting", "waiting"]
+    assert [one["redriven_at"] is None for one in await store.letters.listed({})] == [False, True, True]
+
+
+async def test_of_many_that_take_at_once_each_letter_goes_to_one(store: WorkflowStore) -> None:
+    await asyncio.gather(*(store.letters.record({**LETTER, "message_id": str(number)}) for number in range(20)))
+    ids = [letter["id"] for letter in await store.letters.listed({})]
+    parts = await asyncio.gather(*(store.letters.take(ids, states=["waiting"]) for _ in range(8)))
+    assert sorted(letter["id"] for part in parts for letter in part) == sorted(ids)
+
+
+async def test_a_letter_that_is_dead_again_is_the_same_one_and_is_marked(store: WorkflowStore) -> None:
+    await store.letters.record(LETTER)
+    await store.letters.take([1], states=["waiting"])
+    await store.letters.record({**LETTER, "attempts": 9})
+    (letter,) = await store.letters.listed({})
+    assert (letter["state"], letter["attempts"]) == ("redriven", 1), "a copy from before the redrive says nothing of it"
+    error = {"type": "StoreUnavailable", "message": "away", "at": "2026-05-01T12:00:00Z"}
+    for _ in range(2):
+        await store.letters.record({**LETTER, "attempts": 3, "redrive": 1, "last_error": error})
+    (letter,) = await store.letters.listed({})
+    assert (letter["state"], letter["attempts"], letter["last_error"], letter["redrive_count"]) == ("again", 3, error, 1)
+    await store.letters.take([1], states=["again"])
+    assert (await store.letters.listed({}))[0]["state"] == "redriven"
+    await store.letters.put_back([1])
+    assert (await store.letters.listed({}))[0]["state"] == "again"
+
+
+async def test_the_next_attempt_of_a_redriven_step_is_the_same_letter(store: WorkflowStore) -> None:
+    step_letter = {**LETTER, "workflow": "wf_1", "step": "a"}
+    await store.letters.record({**step_letter, "message_id": "wf_1/a/1", "attempt": 1})
+    await store.letters.take([1], states=["waiting"])
+    for _ in range(2):
+        await store.letters.record({**step_letter, "message_id": "wf_1/a/2", "attempt": 2, "data": "AAI="})
+    await store.letters.record({**step_letter, "message_id": "wf_1/a/1", "attempt": 1})
+    (letter,) = await store.letters.read([1])
+    assert (letter["message_id"], letter["attempt"], letter["state"], letter["data"]) == ("wf_1/a/2", 2, "again", "AAI=")
+    assert letter["blocked"] == "its workflow is not there any more"
+    await store.letters.record({**step_letter, "step": "b", "message_id": "wf_1/b/1", "attempt": 1})
+    assert [one["state"] for one in await store.letters.listed({})] == ["waiting", "again"]
 
 
 @pytest.mark.parametrize(

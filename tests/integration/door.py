@@ -110,6 +110,17 @@ def failed(id: str, *, attempt: int = 1, workflow: str = "wf_1", permanent: bool
     return {"type": "step.failed", **about, "error": error, "permanent": permanent, **more}
 
 
+def dead(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
+    """What the dead-letter function says of a step whose message nobody could handle."""
+    error = {"type": "DeadLettered", "message": "no delivery to worker succeeded"}
+    return {**failed(id, attempt=attempt, workflow=workflow, permanent=True), "error": error}
+
+
+def redriven(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
+    """Somebody's wish that such a step is tried once more."""
+    return {"type": "step.redriven", "workflow": workflow, "step": id, "attempt": attempt}
+
+
 def deferred(id: str, not_before: datetime, *, attempt: int = 1, deferrals: int = 0, workflow: str = "wf_1") -> Event:
     """An agent that wants to start again later."""
     about = {"workflow": workflow, "step": id, "attempt": attempt, "deferrals": deferrals}

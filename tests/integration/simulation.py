@@ -9,7 +9,7 @@ import orjson
 
 from shared.state import Command, Event
 
-from .door import Door, cancelled, completed, deferred, expanded, failed, rendered, requested, skipped, step, tick
+from .door import Door, cancelled, completed, dead, deferred, expanded, failed, redriven, rendered, requested, skipped, step, tick
 
 FINAL = {"SUCCESS", "FAILED", "SKIPPED", "CANCELLED"}
 TIMEOUT = 30.0
@@ -64,6 +64,8 @@ class Team:
     workflows: list[str] = field(default_factory=list)
     a_tick_was_lost: bool = False
     _answered: set[tuple[str, str, int, int]] = field(default_factory=set)
+    _dead: dict[tuple[str, str], Event] = field(default_factory=dict)
+    """What redrives the last dead letter of each step; each is redriven once, when its workflow has failed for it."""
 
     def request(self, works: Sequence[Work], **limits: Any) -> None:
         """Somebody wants a workflow."""
@@ -108,6 +110,9 @@ class Team:
             if not any(event["type"] == "tick" for event in batch):
                 missing = [command for command in map(_essence, commands) if command not in list(map(_essence, again))]
                 assert not missing, f"an event that was repeated did not return its commands: {missing}"
+        # What came too late for a workflow that had failed may have an effect once it goes on.
+        resumed = {event["workflow"] for event in batch if event["type"] == "step.redriven"}
+        self.applied = [event for event in self.applied if event["workflow"] not in resumed]
         self.applied += [event for event in batch if event["type"] != "tick"]
         self.look(batch, commands)
         return commands
@@ -117,6 +122,9 @@ class Team:
         for _ in range(min(1 + self.pick(3), len(self.flying))):
             index = self.pick(len(self.flying))
             batch.append(self.flying[index] if self.pick(4) == 3 else self.flying.pop(index))
+        if any(event["type"] == "step.redriven" for event in batch):
+            batch, others = batch[:1], batch[1:]
+            self.flying += others
         self.door.wait(self.pick(2))
         if not self._carry_out(batch):
             self.flying += batch
@@ -160,11 +168,17 @@ class Team:
     def _publish(self, command: Command) -> None:
         if command["type"] == "finished":
             self.told.add(command["workflow"])
+            redrive = self._dead.pop((command["workflow"], (command["error"] or {}).get("step", "")), None)
+            self.flying += [] if redrive is None else [redrive]
         elif command["type"] == "dispatch":
             dispatch = (command["workflow"], command["step"], command["attempt"], command["deferrals"])
             if dispatch not in self._answered:
                 self._answered.add(dispatch)
-                self.flying += _answer(command, self.door)
+                answers = _answer(command, self.door)
+                self.flying += answers
+                if answers and (answers[0].get("error") or {}).get("type") == "DeadLettered":
+                    workflow, name, attempt, _ = dispatch
+                    self._dead[workflow, name] = redriven(name, attempt=attempt, workflow=workflow)
 
 
 def _decide(command: Command) -> Event | None:
@@ -197,6 +211,8 @@ def _answer(command: Command, door: Door) -> list[Event]:
             return [failed(name, retry_after_seconds=20, **about)]
         case "permanent":
             return [failed(name, permanent=True, **about)]
+        case "dead":
+            return [dead(name, **about)]
         case "defer":
             return [deferred(name, door.moment + timedelta(seconds=60), deferrals=command["deferrals"], **about)]
         case "defer shortly":

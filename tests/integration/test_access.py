@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
+import orjson
 import pytest
 
 from shared.state.migrations import migrate
@@ -18,6 +19,11 @@ READS = [
     "select workflow_history('wf_1')",
     "select workflow_snapshot('wf_1', 1)",
     "select advance('[]')",
+    "select list_dead_letters()",
+    "select count_dead_letters()",
+    "select read_dead_letters('{1}')",
+    "select redrive_dead_letters('{1}', '{waiting}')",
+    "select return_dead_letters('{1}')",
 ]
 
 
@@ -74,7 +80,8 @@ async def test_the_server_s_role_may_do_its_work(supabase: "asyncpg.Connection[a
     await supabase.execute("set role service_role")
     for query in READS:
         await supabase.execute(query)
-    letter = '{"message_id": "m", "subscription": "s", "topic": "t", "reason": "r", "data": "", "attributes": {}}'
+    names = ("message_id", "subscription", "topic", "function", "cause", "reason", "data")
+    letter = orjson.dumps({**dict.fromkeys(names, ""), "attributes": {}}).decode()
     assert await supabase.fetchval("select record_dead_letter($1::text::jsonb)", letter) == 1
     assert await supabase.fetchval("select count(*) from dead_letters") == 1
     await supabase.execute("reset role")

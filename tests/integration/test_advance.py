@@ -133,6 +133,7 @@ async def test_a_chain_runs_step_by_step_and_ends_with_its_rendered_output(door:
         "status": "SUCCESS",
         "output": "the output",
         "error": None,
+        "resumed": 0,
         "callback_url": "https://example.org/hook",
         "traceparent": None,
         "milliseconds": 2000,

@@ -25,6 +25,7 @@ from shared.messages import (
     WorkflowRequested,
 )
 from shared.runtime import load
+from shared.runtime.letters import NOTHING_HEARD
 from shared.runtime.pipeline import claim_key
 from shared.telemetry import metrics
 from tests.support.doubles import RING, WORKFLOW, SabotagedBus, Saboteur, Stage, delivery, signed
@@ -204,6 +205,13 @@ class TestIntake:
         assert await handle(team, "intake", plain(BRIEF.model_dump(), message_id="78")) is Outcome.ACK
         assert len(await team.store.recent()) == 2
 
+    async def test_a_plain_message_that_names_a_workflow_and_its_input_is_enough(self, team: Live) -> None:
+        data = b'{"workflow": "report", "input": {"brief": "The ferry was late."}}'
+        for _ in range(2):
+            assert await handle(team, "intake", plain(data)) is Outcome.ACK
+        (workflow,) = await team.store.recent()
+        assert (await team.store.get(workflow["id"]))["input"] == BRIEF.input
+
     @pytest.mark.parametrize("data", [b"", b"\xff", b"[]", b"{}", b'{"workflow": "report", "wrong": 1}'])
     async def test_a_schedule_that_asks_for_nothing_is_refused(
         self, team: Live, data: bytes, caplog: pytest.LogCaptureFixture
@@ -280,7 +288,7 @@ class TestDeadLetter:
             assert await handle(team, "dead_letter", dead(message, message_id=str(number))) is Outcome.ACK
         (letter,) = await self.recorded(database)
         assert (letter["message_id"], letter["subscription"], letter["topic"]) == (f"{WORKFLOW}/draft/1", WRITER, "agent-writer")
-        assert (letter["attempts"], letter["reason"], letter["data"]) == (5, "attempts exhausted", message.data)
+        assert (letter["attempts"], letter["reason"], letter["data"]) == (5, NOTHING_HEARD, message.data)
         assert (letter["workflow_id"], letter["step_id"]) == (WORKFLOW, "draft")
         assert orjson.loads(letter["attributes"])["hmac-key-id"] == message.attributes["hmac-key-id"]
 
@@ -349,7 +357,7 @@ class TestDeadLetter:
         await begun(team)
         message = signed(StepCompleted(**ABOUT), "workflow-events", team.clock, id="reply")
         assert await handle(team, "dead_letter", dead(message, "workflow-events.orchestrator")) is Outcome.ACK
-        assert [letter["reason"] for letter in await self.recorded(database)] == ["attempts exhausted"]
+        assert [letter["reason"] for letter in await self.recorded(database)] == [NOTHING_HEARD]
         assert team.finished() == []
 
     async def test_a_letter_that_no_database_takes_is_logged_and_let_go(self, team: Live, caplog: pytest.LogCaptureFixture) -> None:

@@ -19,15 +19,27 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from functions.gateway.api import create_app
 from functions.gateway.edge import Edge
-from functions.gateway.models import Accepted, Health, HistoryPage, Problem, Workflow, WorkflowPage
+from functions.gateway.models import (
+    Accepted,
+    DeadLetterPage,
+    DeadLetterWhole,
+    Health,
+    HistoryPage,
+    Problem,
+    RedriveAnswer,
+    Workflow,
+    WorkflowPage,
+)
 from functions.gateway.strict import MAX_DEPTH
+from shared.bus import Delivery
 from shared.bus import Message as BusMessage
 from shared.clock import ManualClock
 from shared.config import Settings
 from shared.errors import BusUnavailable, ConfigurationError, StoreUnavailable
+from shared.messages import StepCompleted
 from shared.runtime import Runtime, entry
 from shared.state import WorkflowStore
-from tests.support.doubles import SECRET, RememberingBus
+from tests.support.doubles import SECRET, RememberingBus, SabotagedBus, Saboteur, signed
 
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
@@ -440,6 +452,81 @@ async def test_a_reason_that_cannot_be_kept_is_refused(client: httpx.AsyncClient
     assert (await client.get(f"/v1/workflows/{workflow}")).json()["status"] == "RUNNING"
 
 
+# Dead letters
+
+
+async def dead_letters(live: Runtime) -> None:
+    """A lost reply, and a message that nobody signed."""
+    message = signed(StepCompleted(workflow=UNKNOWN, step="plan", attempt=1), "workflow-events", live.clock, id="reply")
+    for number, attributes in enumerate((message.attributes, {})):
+        source = {"CloudPubSubDeadLetterSourceSubscription": "workflow-events.orchestrator"}
+        delivery = Delivery("dead-letters.dead_letter", "dead-letters", message.data, {**attributes, **source}, str(number), 1)
+        await entry.load("dead_letter").handlers(live)["dead-letters"](delivery)
+
+
+async def test_dead_letters_are_listed_filtered_and_shown(client: httpx.AsyncClient, live: Runtime) -> None:
+    assert (await client.get("/v1/dead-letters")).json() == {"items": [], "next_cursor": None}
+    await dead_letters(live)
+    page = DeadLetterPage.model_validate_json((await client.get("/v1/dead-letters", params={"limit": 1})).content)
+    assert ([letter.id for letter in page.items], page.next_cursor) == ([2], 2)
+    rest = DeadLetterPage.model_validate_json((await client.get("/v1/dead-letters", params={"cursor": 2})).content)
+    assert ([letter.id for letter in rest.items], rest.next_cursor) == ([1], None)
+    for filter, ids in (
+        ({"cause": "rejected"}, [2]),
+        ({"function": "orchestrator"}, [2, 1]),
+        ({"workflow": UNKNOWN}, [1]),
+        ({"state": "again"}, []),
+        ({"until": "2026-01-01T00:00:00Z"}, []),
+        ({"since": "2026-01-01T00:00:00Z"}, [2, 1]),
+    ):
+        found = (await client.get("/v1/dead-letters", params=filter)).json()["items"]
+        assert [letter["id"] for letter in found] == ids, filter
+    shown = DeadLetterWhole.model_validate_json((await client.get("/v1/dead-letters/1")).content)
+    assert (shown.message_id, shown.cause, shown.data) == ("reply", "timeout", None)
+    whole = DeadLetterWhole.model_validate_json((await client.get("/v1/dead-letters/1", params={"data": True})).content)
+    assert whole.data is not None
+    assert orjson.loads(base64.b64decode(whole.data))["id"] == "reply"
+    problem_in(await client.get("/v1/dead-letters/3"), 404)
+
+
+async def test_a_redrive_is_a_dry_run_unless_asked_otherwise(client: httpx.AsyncClient, live: Runtime, bus: RememberingBus) -> None:
+    await dead_letters(live)
+    for body in ({}, {"dry_run": True}, {"ids": [1, 2]}):
+        answer = RedriveAnswer.model_validate_json((await client.post("/v1/dead-letters/redrive", json=body)).content)
+        assert (answer.dry_run, answer.matched, answer.redriven, answer.ids) == (True, 2, 1, [1])
+        assert [refusal.id for refusal in answer.refused] == [2]
+        assert bus.published == []
+    done = (await client.post("/v1/dead-letters/redrive", json={"dry_run": False})).json()
+    assert (done["dry_run"], done["redriven"], done["ids"], [one["id"] for one in done["refused"]]) == (False, 1, [1], [2])
+    assert [message.topic for message in bus.published] == ["workflow-events"]
+    states = [letter["state"] for letter in (await client.get("/v1/dead-letters")).json()["items"]]
+    assert states == ["waiting", "redriven"]
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"ids": [1], "cause": "store"}, "body"),
+        ({"ids": [0]}, "ids.0"),
+        ({"ids": [1] * 1001}, "ids"),
+        ({"rate": 0}, "rate"),
+        ({"rate": 101}, "rate"),
+        ({"limit": 501}, "limit"),
+        ({"since": "2026-01-01T00:00:00"}, "since"),
+        ({"dryrun": False}, "dryrun"),
+    ],
+)
+async def test_a_redrive_that_is_not_clear_is_refused(stateless: httpx.AsyncClient, body: Mapping[str, Any], field: str) -> None:
+    assert fields_of(problem_in(await stateless.post("/v1/dead-letters/redrive", json=body), 422)) == {field}
+
+
+async def test_a_redrive_without_a_bus_can_be_sent_again(client: httpx.AsyncClient, live: Runtime) -> None:
+    await dead_letters(live)
+    live.bus = SabotagedBus(RememberingBus(), Saboteur("publish", error=BusUnavailable("down")))
+    assert problem_in(await client.post("/v1/dead-letters/redrive", json={"dry_run": False}), 503)
+    assert (await client.post("/v1/dead-letters/redrive", json={"dry_run": False})).json()["redriven"] == 1
+
+
 # Health, metrics, pages
 
 
@@ -508,6 +595,9 @@ async def test_the_documentation_covers_every_path_with_its_problems() -> None:
         "GET /v1/workflows/{id}": ["200", "404", "500", "503"],
         "GET /v1/workflows/{id}/history": ["200", "404", "422", "500", "503"],
         "POST /v1/workflows/{id}/cancel": ["202", "400", "404", "413", "422", "500", "503"],
+        "GET /v1/dead-letters": ["200", "422", "500", "503"],
+        "GET /v1/dead-letters/{id}": ["200", "404", "422", "500", "503"],
+        "POST /v1/dead-letters/redrive": ["200", "400", "413", "422", "500", "503"],
         "GET /health": ["200", "500", "503"],
         "GET /metrics": ["200", "500", "503"],
     }

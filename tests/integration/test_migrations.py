@@ -56,6 +56,7 @@ async def test_what_another_tool_applied_is_not_applied_again(empty_database: st
         await connection.execute(
             "create schema supabase_migrations;"
             " create table supabase_migrations.schema_migrations (version text primary key, statements text[], name text);"
+            + first.sql
         )
         await connection.execute("insert into supabase_migrations.schema_migrations (version) values ($1)", first.version)
     assert first not in await missing(empty_database)

@@ -160,7 +160,16 @@ async def test_calls_pass_json_in_and_out(dsn: str) -> None:
     caller = PostgresCaller(dsn)
     assert await caller.call("advance", {"events": [{"type": "tick"}], "max_running": 1}) == []
     assert await caller.call("get_workflow", {"id": "wf_1"}) is None
-    letter = {"message_id": "m", "subscription": "s", "topic": "t", "reason": "r", "data": "AAE=", "attributes": {}}
+    letter = {
+        "message_id": "m",
+        "subscription": "s",
+        "topic": "t",
+        "function": "f",
+        "cause": "c",
+        "reason": "r",
+        "data": "AAE=",
+        "attributes": {},
+    }
     first = await caller.call("record_dead_letter", {"letter": letter})
     assert await caller.call("record_dead_letter", {"letter": {**letter, "attempts": 5}}) == first
     await caller.close()

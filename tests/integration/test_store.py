@@ -233,7 +233,7 @@ async def test_what_is_read_is_read_by_name() -> None:
     store = WorkflowStore(caller, max_running=1)
     await store.recent(status="FAILED", name="report", before="wf_9", limit=5)
     await store.history("wf_1", after=3, limit=9)
-    await store.record_dead_letter({"message_id": "m"})
+    await store.letters.record({"message_id": "m"})
     assert caller.calls == [
         ("list_workflows", {"status": "FAILED", "name": "report", "before": "wf_9", "max_rows": 5}),
         ("workflow_history", {"id": "wf_1", "after": 3, "max_rows": 9}),
@@ -255,8 +255,17 @@ async def test_what_the_store_shows_is_what_was_stored(real_store: WorkflowStore
     assert [workflow["id"] for workflow in await real_store.recent(limit=1)] == ["wf_2"]
     assert [entry["seq"] for entry in await real_store.history("wf_1", after=1)] == [2, 3]
     assert (await real_store.snapshot("wf_1", 3))["steps"][0]["status"] == "RUNNING"
-    letter = {"message_id": "m", "subscription": "s", "topic": "t", "reason": "r", "data": "", "attributes": {}}
-    await real_store.record_dead_letter(letter)
+    letter = {
+        "message_id": "m",
+        "subscription": "s",
+        "topic": "t",
+        "function": "f",
+        "cause": "c",
+        "reason": "r",
+        "data": "",
+        "attributes": {},
+    }
+    await real_store.letters.record(letter)
     await real_store.close()
 
 

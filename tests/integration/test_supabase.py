@@ -38,8 +38,16 @@ CALLS: dict[str, dict[str, Any]] = {
     "workflow_history": {"id": "wf_1"},
     "workflow_snapshot": {"id": "wf_1", "seq": 1},
     "record_dead_letter": {
-        "letter": {"message_id": "m", "subscription": "s", "topic": "t", "reason": "r", "data": "", "attributes": {}}
+        "letter": {
+            **{"message_id": "m", "subscription": "s", "topic": "t", "function": "f", "cause": "c", "reason": "r"},
+            **{"data": "", "attributes": {}},
+        }
     },
+    "list_dead_letters": {"filter": {"states": ["waiting"]}},
+    "count_dead_letters": {"filter": {}},
+    "read_dead_letters": {"ids": [1]},
+    "redrive_dead_letters": {"ids": [1, 2], "states": ["waiting"]},
+    "return_dead_letters": {"ids": []},
 }
 
 

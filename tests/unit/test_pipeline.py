@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from shared.bus import Delivery, Message, Outcome
 from shared.errors import BusUnavailable, ConfigurationError, EnvelopeRejected, InputError, StoreUnavailable
 from shared.messages import Envelope, StepCompleted
+from shared.runtime.letters import noted_failure
 from shared.runtime.pipeline import Pipeline, Work, claim_key
 from shared.telemetry import metrics
 from tests.support.doubles import RING, WORKFLOW, Crash, RememberingBus, SabotagedBus, SabotagedIdempotency, Saboteur, Stage
@@ -399,3 +400,51 @@ async def test_a_stored_reply_is_signed_anew_for_its_topic() -> None:
     (message,) = shared.published
     assert message.topic == "workflow-events"
     assert stage.opened(message).causationid is None
+
+
+async def last_failure(stage: Stage) -> dict[str, Any] | None:
+    delivery = stage.dispatched()
+    envelope = stage.opened(Message(delivery.topic, delivery.data, delivery.attributes))
+    return await noted_failure(stage.guards.cache, claim_key("writer", envelope))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (StoreUnavailable("the store is away"), "the store is away"),
+        (ConfigurationError("a key is missing"), "a key is missing"),
+        (ZeroDivisionError("a secret"), ""),
+    ],
+)
+async def test_a_delivery_that_will_be_tried_again_notes_why(error: Exception, message: str) -> None:
+    stage = Stage()
+    work, _ = failing(error)
+    assert await pipeline(stage, work, cache=stage.guards.cache)(stage.dispatched()) is Outcome.RETRY
+    note = await last_failure(stage)
+    assert note == {"type": type(error).__name__, "message": message, "at": stage.clock.now().isoformat()}
+
+
+async def test_only_failures_are_noted_and_a_copy_of_work_in_progress_is_none() -> None:
+    class NoCache:
+        async def get(self, key: str) -> bytes | None:
+            raise AssertionError
+
+        async def put(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+            raise AssertionError("something was noted")
+
+    stage, started, go_on = Stage(), asyncio.Event(), asyncio.Event()
+
+    async def slow(_envelope: Envelope) -> Sequence[Message]:
+        started.set()
+        await go_on.wait()
+        return ()
+
+    handler = pipeline(stage, slow, cache=NoCache())
+    first = asyncio.create_task(handler(stage.dispatched()))
+    await started.wait()
+    assert await handler(stage.dispatched()) is Outcome.RETRY
+    go_on.set()
+    assert await first is Outcome.ACK
+    refused, _ = failing(InputError("no"))
+    assert await pipeline(stage, refused, cache=NoCache())(stage.dispatched(attempt=2)) is Outcome.ACK
+    assert await last_failure(stage) is None
