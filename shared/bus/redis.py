@@ -90,8 +90,8 @@ class RedisBus:
     async def close(self) -> None:
         """Take no more messages, let running handlers finish for the grace period, hand back the rest. Takes 10 s at most."""
         self._closing = True
-        closing = (one.close(grace_seconds=self._grace_seconds) for one in self._subscribers.values())
-        await asyncio.gather(*closing)
+        subscribers, self._subscribers = self._subscribers, {}
+        await asyncio.gather(*(one.close(grace_seconds=self._grace_seconds) for one in subscribers.values()))
         # Until here, since the last handlers publish what came of their work.
         self._closed = True
         with suppress(TimeoutError):

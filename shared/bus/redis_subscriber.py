@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.5
 _SHORTEST_LOOK_SECONDS: Final = 0.05
 _MEASURE_SECONDS: Final = 5.0
+_MOST_AT_ONCE: Final = 100  # of the largest messages, more than these take too long for one answer
 _PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _STOP_SECONDS: Final = 3.0
@@ -118,7 +119,7 @@ class Subscriber:
         tasks = [run.task for run in (*self._running.values(), *self._overdue)]
         if tasks:
             await asyncio.wait(tasks, timeout=max(0.0, end - self._clock.monotonic()))
-        started = {run.id for run in (*self._running.values(), *self._overdue)}
+        started = self._begun()
         self._abandoned = True
         left = [task for task in tasks if not task.done()]
         for task in left:
@@ -128,11 +129,12 @@ class Subscriber:
         await self._leave(started)
 
     async def _leave(self, started: set[str]) -> None:
+        """`started` are those that had begun when the grace period was over."""
         try:
             async with asyncio.timeout(_LEAVE_SECONDS):
                 if self._noting is not None:
                     await asyncio.shield(self._noting)
-                await self._group.leave(started.union(self._unwritten()))
+                await self._group.leave(started.union(self._begun()))
         except (AgentTeamError, TimeoutError) as error:
             # Whoever else reads takes over what is left once the acknowledgement deadline has passed.
             _log.warning("%s is left without a word", self._subscription.name, extra={"error": describe_error(error)})
@@ -155,7 +157,7 @@ class Subscriber:
         pause = _PAUSE_SECONDS
         while not await _happens_within(self._closing, pause):
             try:
-                return await self._group.join((*self._running, *self._unwritten()))
+                return await self._group.join(self._begun())
             except Exception as error:
                 self._fails(error)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
@@ -170,7 +172,10 @@ class Subscriber:
                 self._place.clear()
                 await _happens_within(self._place, seconds)
                 continue
-            for entry in await self._group.read(connection, free, block_seconds=seconds):
+            entries = await self._group.read(connection, min(free, _MOST_AT_ONCE), block_seconds=seconds)
+            if self._closing.is_set():
+                return  # leaving hands back what has not begun
+            for entry in entries:
                 self._begin(entry, 1, self._handler)
             self._outages.ended(self._subscription.name)
 
@@ -179,7 +184,7 @@ class Subscriber:
         now, free = self._clock.monotonic(), self._free_places()
         if now >= self._look_at or (self._owes and free > 0):
             self._give_up_overdue(now)
-            taken = await self._group.take(max(0, self._free_places()))
+            taken = await self._group.take(max(0, min(self._free_places(), _MOST_AT_ONCE)))
             if taken.overdue:
                 _log.warning("%d deliveries of %s were not acknowledged in time", taken.overdue, self._subscription.name)
             self._owes = taken.due_seconds == 0
@@ -301,9 +306,9 @@ class Subscriber:
         finally:
             self._noting = None
 
-    def _unwritten(self) -> list[str]:
-        """Entries whose outcome is not written down yet."""
-        return [*self._settled, *(one.id for one in self._failed)]
+    def _begun(self) -> set[str]:
+        """Entries whose handlers have begun and whose outcome is not written down yet."""
+        return {*self._running, *(run.id for run in self._overdue), *self._settled, *(one.id for one in self._failed)}
 
     def _fails(self, error: Exception) -> None:
         self._outages.began(self._subscription.name, self._group.translated(error))

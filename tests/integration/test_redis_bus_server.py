@@ -10,9 +10,10 @@ import pytest
 from redis import crc
 
 from shared.bus import Delivery, Message, Outcome, open_bus
-from shared.bus.redis_group import held_key, stream_key
+from shared.bus.redis_group import LUA, Group, held_key, stream_key
 from shared.clock import SystemClock
 from shared.errors import AgentTeamError, BusUnavailable, ConfigurationError, Conflict
+from shared.redis.store import RedisStore
 from shared.telemetry import metrics
 from tests.support.live import until
 from tests.support.redis_bus import PLAIN, Hanging, Recorder, bus_at, numbered, plain
@@ -254,6 +255,25 @@ async def test_how_far_a_subscription_is_behind_is_measured(server: RedisServer,
         await until(lambda: backlog() == 10 and 0.5 < oldest() < 5)
         hanging.let_go.set()
         await until(lambda: backlog() == 0 and oldest() == 0)
+
+
+async def test_the_oldest_is_what_nobody_has_read_or_what_nobody_has_settled(server: RedisServer) -> None:
+    store = RedisStore(server.url, LUA, unavailable=BusUnavailable)
+    group = Group(store, PLAIN, "reader")
+    async with bus_at(server) as bus:
+        await bus.publish(numbered(2))
+    connection = await group.join(())
+    measured = [await group.lag()]
+    entries = await group.read(connection, 2, block_seconds=1)
+    measured.append(await group.lag())
+    await group.note([entry.id for entry in entries], [])
+    measured.append(await group.lag())
+    await connection.disconnect()
+    await store.close()
+
+    assert [backlog for backlog, _ in measured] == [2, 2, 0]
+    assert 0 < measured[0][1] <= measured[1][1] < 5
+    assert measured[2][1] == 0
 
 
 # Redis Cluster
