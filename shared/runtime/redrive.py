@@ -196,9 +196,9 @@ def _prepared(live: Runtime, letter: Letter) -> Message | Event | Refusal:
         return Refusal(letter["id"], "it does not say which subscription it comes from")
     if topic in UNSIGNED_TOPICS:
         return Message(topic, data, attributes | more)
-    link = live.link
+    max_bytes, ttl_seconds = live.settings.max_payload_bytes, live.settings.comm_idempotency_ttl_sec
     try:
-        envelope = reopen_envelope(topic, data, attributes, ring=link.ring, max_bytes=link.max_bytes)
+        envelope = reopen_envelope(topic, data, attributes, ring=live.ring, max_bytes=max_bytes)
     except EnvelopeRejected as error:
         return Refusal(letter["id"], f"it cannot be trusted ({error.reason}), so its receiver would reject it again")
     if isinstance(envelope.data, StepDispatched):
@@ -206,9 +206,9 @@ def _prepared(live: Runtime, letter: Letter) -> Message | Event | Refusal:
         return {"type": "step.redriven", "workflow": order.workflow, "step": order.step, "attempt": order.attempt}
     now = live.clock.now()
     if envelope.expirytime - now < _MARGIN:
-        fresh = renewed(envelope, now=now, ttl_seconds=link.ttl_seconds)
+        fresh = renewed(envelope, now=now, ttl_seconds=ttl_seconds)
         try:
-            data, signature = seal(fresh, topic, link.ring, max_bytes=link.max_bytes)
+            data, signature = seal(fresh, topic, live.ring, max_bytes=max_bytes)
         except InputError as error:
             return Refusal(letter["id"], f"it cannot be sealed anew: {error}")
         attributes |= signature
