@@ -119,7 +119,7 @@ async def _join(world: World) -> None:
         clock=runtime.clock,
         longest_seconds=spec.timeout_seconds,
     )
-    agent = Pipeline(runtime.link, "noop", work, lease_seconds=spec.ack_deadline_seconds, keeps_reply=True)
+    agent = Pipeline(runtime.link, "noop", work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)
     await runtime.bus.subscribe(spec.subscriptions()[0], agent)
     orchestrator = load("orchestrator").handlers(runtime)
     for subscription in runtime.functions["orchestrator"].subscriptions():

@@ -36,6 +36,10 @@ class Idempotency(Protocol):
         """Claim `key`. A claim whose lease ended can be taken over, under a new token; a record lives for `ttl_seconds`."""
         ...
 
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        """Hold an uncompleted claim for `lease_seconds` from now. False, changing nothing, when `token` no longer holds it."""
+        ...
+
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         """Record the work as done and keep `result`. The holder may call it again to replace or, with None, drop the result.
 

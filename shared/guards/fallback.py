@@ -84,6 +84,9 @@ class ClosedIdempotency:
     async def claim(self, key: str, *, lease_seconds: float, ttl_seconds: float) -> Claim:
         return await self._watch.ask(self._inner.claim(key, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds))
 
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        return await self._watch.ask(self._inner.renew(key, token=token, lease_seconds=lease_seconds))
+
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         return await self._watch.ask(self._inner.complete(key, token=token, result=result))
 

@@ -66,6 +66,11 @@ class FirestoreIdempotency:
                 await self._clock.sleep(pause)
         raise self._store.crowded("a claim")
 
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        return await self._change(
+            key, token, lambda record: policy.renew(record, self._now(), token=token, lease_seconds=lease_seconds)
+        )
+
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         return await self._change(key, token, lambda record: policy.complete(record, self._now(), token=token, result=result))
 

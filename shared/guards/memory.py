@@ -82,6 +82,10 @@ class MemoryIdempotency:
             self._records.put(key, record, now)
         return answer
 
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        now = self._now()
+        return self._store(key, policy.renew(self._records.get(key), now, token=token, lease_seconds=lease_seconds), now)
+
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         now = self._now()
         return self._store(key, policy.complete(self._records.get(key), now, token=token, result=result), now)

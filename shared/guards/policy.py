@@ -38,6 +38,13 @@ def claim(
     return New(token), ClaimRecord(token, now + lease_seconds, now + max(ttl_seconds, lease_seconds))
 
 
+def renew(record: ClaimRecord | None, now: float, *, token: str, lease_seconds: float) -> ClaimRecord | None:
+    """The record with a new lease, or None when `token` does not hold an uncompleted claim (any more)."""
+    if record is None or record.token != token or record.done or min(record.lease_until, record.expires_at) <= now:
+        return None
+    return record._replace(lease_until=now + lease_seconds, expires_at=max(record.expires_at, now + lease_seconds))
+
+
 def complete(record: ClaimRecord | None, now: float, *, token: str, result: bytes | None) -> ClaimRecord | None:
     """The completed record, or None when `token` does not hold the claim (any more)."""
     if record is None or record.token != token or record.expires_at <= now:

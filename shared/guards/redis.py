@@ -34,7 +34,9 @@ class RedisIdempotency:
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._claim, self._complete, self._release = (store.script(name) for name in ("claim", "complete", "release"))
+        self._claim, self._renew, self._complete, self._release = (
+            store.script(name) for name in ("claim", "renew", "complete", "release")
+        )
 
     async def claim(self, key: str, *, lease_seconds: float, ttl_seconds: float) -> Claim:
         token = secrets.token_hex(16)
@@ -47,6 +49,10 @@ class RedisIdempotency:
                 return InFlight(float(answer[1]))
             case _:
                 return Done(answer[1])
+
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        life = _milliseconds(lease_seconds)
+        return bool(await self._store.run(self._renew, key_of("claim", key), token, lease_seconds, life))
 
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         arguments = (token,) if result is None else (token, result)

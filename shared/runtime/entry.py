@@ -63,7 +63,7 @@ def on_http(file: str, app: Callable[[Runtime], ASGIApp]) -> HttpFunction:
 
 def worker(live: Runtime, function: str, work: Work) -> Pipeline:
     """A pipeline for work that can be repeated: nothing is kept but the mark that it is done."""
-    return Pipeline(live.link, function, work, lease_seconds=live.functions[function].ack_deadline_seconds, keeps_reply=False)
+    return Pipeline(live.link, function, work, longest_seconds=live.functions[function].ack_deadline_seconds, keeps_reply=False)
 
 
 def load(name: str) -> Function:
@@ -94,7 +94,7 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         clock=live.clock,
         longest_seconds=spec.timeout_seconds,
     )
-    return Pipeline(live.link, folder.name, work, lease_seconds=spec.ack_deadline_seconds, keeps_reply=True)
+    return Pipeline(live.link, folder.name, work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)
 
 
 def _entry(function: Function) -> HttpFunction:

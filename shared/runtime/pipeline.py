@@ -13,6 +13,7 @@ from shared.clock import Clock
 from shared.errors import ConfigurationError, EnvelopeRejected, Permanent, Transient
 from shared.guards import Cache, Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
+from shared.runtime.leases import Leases
 from shared.runtime.letters import note_failure
 from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
 
@@ -43,13 +44,14 @@ class Pipeline:
 
     `keeps_reply`: the work is dear, so its one message is stored beside the claim before it is published, and a copy that arrives
     later publishes it again instead of working again. Otherwise the work can be repeated, and only a mark is kept.
+    `longest_seconds`: how long one delivery may take; a claim is renewed for no longer.
     """
 
-    def __init__(self, link: Link, function: str, work: Work, *, lease_seconds: float, keeps_reply: bool) -> None:
+    def __init__(self, link: Link, function: str, work: Work, *, longest_seconds: float, keeps_reply: bool) -> None:
         self._link = link
         self._function = function
         self._work = work
-        self._lease_seconds = link.ttl_seconds if link.at_most_once else lease_seconds
+        self._leases = None if link.idempotency is None else Leases(link.idempotency, link.clock, longest_seconds=longest_seconds)
         self._keeps_reply = keeps_reply
 
     async def __call__(self, delivery: Delivery) -> Outcome:
@@ -85,12 +87,14 @@ class Pipeline:
             return await self._retry(envelope, error)
 
     async def _claimed(self, envelope: Envelope) -> Outcome:
-        guard = self._link.idempotency
-        if guard is None:
+        link, leases = self._link, self._leases
+        if leases is None:
             await self._publish(await self._work(envelope))
             return Outcome.ACK
-        key = claim_key(self._function, envelope)
-        claim = await guard.claim(key, lease_seconds=self._lease_seconds, ttl_seconds=self._link.ttl_seconds)
+        guard, key = leases.guard, claim_key(self._function, envelope)
+        # At most once, a claim is never given up: whether the work was done or lost, it must not be done again.
+        lease_seconds = link.ttl_seconds if link.at_most_once else leases.seconds
+        claim = await guard.claim(key, lease_seconds=lease_seconds, ttl_seconds=link.ttl_seconds)
         match claim:
             case Done(result):
                 metrics.count("delivery.duplicate")
@@ -99,10 +103,14 @@ class Pipeline:
                 return Outcome.ACK
             case InFlight():
                 metrics.count("delivery.duplicate")
-                # At most once, a copy of work that began is dropped: the work may be done, or it may be lost.
-                return Outcome.ACK if self._link.at_most_once else Outcome.RETRY
+                return Outcome.ACK if link.at_most_once else Outcome.RETRY
             case New(token):
-                await self._work_on(envelope, guard, key, token)
+                if not link.at_most_once:
+                    leases.hold(key, token)
+                try:
+                    await self._work_on(envelope, guard, key, token)
+                finally:
+                    leases.drop(key, token)
                 return Outcome.ACK
 
     async def _work_on(self, envelope: Envelope, guard: Idempotency, key: str, token: str) -> None:

@@ -125,6 +125,43 @@ async def test_whose_lease_ended_can_neither_complete_nor_release(
         assert await claim(guards_rig) == Done(b"theirs")
 
 
+async def test_a_renewed_claim_is_held_from_then_on(guards_rig: GuardsRig, idempotency: Idempotency) -> None:
+    mine = await token(guards_rig)
+    for _ in range(3):
+        await guards_rig.time.pass_by(8)
+        assert await idempotency.renew("k", token=mine, lease_seconds=guards_rig.time.of(LEASE))
+
+    await guards_rig.time.pass_by(6)
+    answer = await claim(guards_rig)
+    assert isinstance(answer, InFlight)
+    assert 0 < answer.seconds <= guards_rig.time.of(4)
+    assert await idempotency.complete("k", token=mine, result=b"r")
+
+
+async def test_renewing_outlives_the_records_life(guards_rig: GuardsRig, idempotency: Idempotency) -> None:
+    answer = await claim(guards_rig, lease=5, ttl=6)
+    assert isinstance(answer, New)
+    await guards_rig.time.pass_by(4)
+    assert await idempotency.renew("k", token=answer.token, lease_seconds=guards_rig.time.of(20))
+    await guards_rig.time.pass_by(15)
+
+    assert isinstance(await claim(guards_rig), InFlight)
+
+
+async def test_whose_lease_ended_cannot_renew_it(guards_rig: GuardsRig, idempotency: Idempotency) -> None:
+    mine = await token(guards_rig)
+    await guards_rig.time.pass_by(LEASE + 1)
+
+    assert not await idempotency.renew("k", token=mine, lease_seconds=LEASE)
+    theirs = await token(guards_rig)
+    assert not await idempotency.renew("k", token=mine, lease_seconds=LEASE)
+    assert not await idempotency.renew("unknown", token=mine, lease_seconds=LEASE)
+
+    assert await idempotency.complete("k", token=theirs, result=b"theirs")
+    assert not await idempotency.renew("k", token=theirs, lease_seconds=LEASE), "work that is done has no lease"
+    assert await claim(guards_rig) == Done(b"theirs")
+
+
 async def test_a_released_claim_can_be_claimed_at_once_under_a_new_token(guards_rig: GuardsRig, idempotency: Idempotency) -> None:
     mine = await token(guards_rig)
 
@@ -209,6 +246,7 @@ STEPS = st.lists(
         st.tuples(st.just("claim"), KEYS, st.integers(1, 6), st.integers(1, 30)),
         st.tuples(st.just("complete"), KEYS, st.integers(0, 3), st.sampled_from([None, b"x", b"y"])),
         st.tuples(st.just("release"), KEYS, st.integers(0, 3), st.none()),
+        st.tuples(st.just("renew"), KEYS, st.integers(0, 3), st.integers(1, 6)),
         st.tuples(st.just("wait"), KEYS, st.integers(1, 8), st.none()),
     ),
     max_size=40,
@@ -285,6 +323,15 @@ async def test_any_sequence_of_calls_answers_as_the_model_does(  # noqa: C901 - 
                 assert await idempotency.complete(key, token=held, result=more) is (record is not None)
                 if record is not None:
                     record.results = [more]
+            elif what == "renew":
+                assert isinstance(more, int)
+                lease = more if rig.abilities.moves_clock else 1000
+                record = model.holds(key, held)
+                renewable = record is not None and not record.results
+                assert await idempotency.renew(key, token=held, lease_seconds=rig.time.of(lease)) is renewable
+                if record is not None and renewable:
+                    record.lease_until = model.now + lease
+                    record.forgotten_at = max(record.forgotten_at, record.lease_until)
             else:
                 record = model.holds(key, held)
                 releasable = record is not None and not record.results

@@ -75,7 +75,7 @@ class Crash(BaseException):
 
 @dataclass
 class Saboteur:
-    """Crashes its process at one point, before or after what happens there. Points: claim, work, store, publish, mark, release."""
+    """Crashes its process at one point (claim, renew, work, store, publish, mark, release), before or after what happens there."""
 
     point: str = ""
     after: bool = False
@@ -112,6 +112,10 @@ class SabotagedIdempotency:
         claim = await self._inner.claim(key, lease_seconds=lease_seconds, ttl_seconds=ttl_seconds)
         self._saboteur.done("claim")
         return claim
+
+    async def renew(self, key: str, *, token: str, lease_seconds: float) -> bool:
+        self._saboteur.before("renew")
+        return await self._inner.renew(key, token=token, lease_seconds=lease_seconds)
 
     async def complete(self, key: str, *, token: str, result: bytes | None) -> bool:
         point = "mark" if result is None else "store"

@@ -40,7 +40,7 @@ class Author:
 def pipeline(stage: Stage, work: Work, *, keeps_reply: bool = True, saboteur: Saboteur | None = None, **changes: Any) -> Pipeline:
     """The pipeline of one process."""
     if saboteur is None:
-        return Pipeline(stage.link(**changes), "writer", work, lease_seconds=LEASE_SECONDS, keeps_reply=keeps_reply)
+        return Pipeline(stage.link(**changes), "writer", work, longest_seconds=LEASE_SECONDS, keeps_reply=keeps_reply)
     witness = saboteur
 
     async def observed(envelope: Envelope) -> Sequence[Message]:
@@ -52,7 +52,7 @@ def pipeline(stage: Stage, work: Work, *, keeps_reply: bool = True, saboteur: Sa
     link = stage.link(
         bus=SabotagedBus(stage.bus, saboteur), idempotency=SabotagedIdempotency(stage.guards.idempotency, saboteur), **changes
     )
-    return Pipeline(link, "writer", observed, lease_seconds=LEASE_SECONDS, keeps_reply=keeps_reply)
+    return Pipeline(link, "writer", observed, longest_seconds=LEASE_SECONDS, keeps_reply=keeps_reply)
 
 
 def failing(*errors: BaseException) -> tuple[Work, list[str]]:

@@ -379,7 +379,7 @@ async def test_every_attempt_is_counted_and_timed(run: Run, name: str, labels: d
 @pytest.mark.parametrize(("run", "calls"), [(answer_prompt, 1), (raising(ModelUnavailable("no answer")), 0)])
 async def test_a_redelivered_step_gets_the_same_answer_without_another_call(run: Run, calls: int) -> None:
     desk = Desk(run)
-    pipeline = Pipeline(desk.stage.link(), "writer", desk.work, lease_seconds=330, keeps_reply=True)
+    pipeline = Pipeline(desk.stage.link(), "writer", desk.work, longest_seconds=330, keeps_reply=True)
     deliveries: list[Callable[[], Any]] = [desk.stage.dispatched] * 3
     for dispatched in deliveries:
         assert await pipeline(dispatched()) is Outcome.ACK
@@ -390,7 +390,7 @@ async def test_a_redelivered_step_gets_the_same_answer_without_another_call(run:
 
 async def test_a_misdirected_step_is_acknowledged_and_dropped() -> None:
     desk = Desk()
-    pipeline = Pipeline(desk.stage.link(), "writer", desk.work, lease_seconds=330, keeps_reply=True)
+    pipeline = Pipeline(desk.stage.link(), "writer", desk.work, longest_seconds=330, keeps_reply=True)
     message = signed(desk.stage.order(agent="critic"), "agent-writer", desk.stage.clock, id="misdirected")
     assert await pipeline(delivery(message, "writer")) is Outcome.ACK
     assert desk.stage.bus.published == []
