@@ -14,6 +14,7 @@ begin
     reason := _not_resumable(w, s, tried);
     if reason is null then
         perform _resume(w, s, cause, moment);
+        effect.touched := array[row(w.id, null, cause)::_step_ref];
     elsif exists (
         select from history as h
         where h.workflow_id = s.workflow_id and h.step_id = s.id and h.type = 'step.redriven' and h.attempt = tried
