@@ -1,4 +1,4 @@
--- How a workflow that a dead letter had failed goes on when the letter is redriven. Locks nothing either, and can be repeated as safely.
+-- How a workflow that a dead letter had failed goes on when the letter is redriven. Like every event it locks nothing and can be repeated.
 
 create function _on_redriven(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
