@@ -81,7 +81,6 @@ async def redrive(live: Live, wanted: RedriveRequest) -> Response:
             until=wanted.until,
             again=wanted.again,
         ),
-        by="gateway",
         dry_run=wanted.dry_run,
         rate=wanted.rate,
         cursor=wanted.cursor,

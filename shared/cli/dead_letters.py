@@ -14,6 +14,24 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="List, show and redrive messages that used up their delivery attempts.", no_args_is_help=True)
 
+_SHOWN = (
+    *(
+        "id",
+        "state",
+        "cause",
+        "reason",
+        "last_error",
+        "function",
+        "subscription",
+        "topic",
+        "message_id",
+        "workflow",
+        "step",
+        "attempt",
+    ),
+    *("attempts", "recorded_at", "redriven_at", "redrive_count", "blocked", "size_bytes", "attributes", "data"),
+)
+
 _Cause = Annotated[
     str | None, typer.Option("--cause", metavar="CAUSE", help="Only this cause, or all that begin with it: store, rejected, …")
 ]
@@ -78,8 +96,8 @@ def show(
         if as_json:
             write_json(letter)
         else:
-            for name, value in letter.items():
-                _write(f"{name}: {_shown(name, value)}")
+            for name in _SHOWN:
+                _write(f"{name}: {_shown(name, letter[name])}")
 
 
 @app.command()

@@ -89,7 +89,7 @@ class _Here:
             raise ConfigurationError(
                 "AGENT_BUS_PROVIDER is memory, and that bus is inside the running platform; redrive there: --url http://127.0.0.1:8080"
             )
-        outcome = await redrive_page(self._live, wanted, by="cli", dry_run=dry_run, rate=rate, cursor=cursor, limit=PAGE)
+        outcome = await redrive_page(self._live, wanted, dry_run=dry_run, rate=rate, cursor=cursor, limit=PAGE)
         return outcome.as_dict()
 
 

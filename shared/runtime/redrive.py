@@ -34,6 +34,8 @@ MAX_RATE: Final = 100.0
 PAGE: Final = 100
 """How many letters one page holds, and one call of `redrive_page` looks at, where nobody says otherwise."""
 
+_SOURCE = "redrive"
+"""Whoever redrives, an attempt that is dispatched is the same message, which an agent claims once."""
 _LARGEST_BATCH = 20
 _MARGIN = timedelta(minutes=10)
 """An envelope that expires sooner would not live through a few deliveries."""
@@ -105,13 +107,12 @@ async def redrive_page(
     live: Runtime,
     wanted: Wanted,
     *,
-    by: str,
     dry_run: bool,
     rate: float = DEFAULT_RATE,
     cursor: int | None = None,
     limit: int = PAGE,
 ) -> Redriven:
-    """Redrive the wanted letters of one page, the newest first, at most `rate` per second; `by` is the function that does it.
+    """Redrive the wanted letters of one page, the newest first, at most `rate` per second.
 
     A dry run changes and sends nothing. Raises InputError for an impossible rate, BusUnavailable and StoreUnavailable; the letters
     of the batch in progress are unmarked then, unless the store is away: those stay marked, and are redriven by id with `again`.
@@ -132,11 +133,11 @@ async def redrive_page(
             continue
         if number or cursor is not None:
             await live.clock.sleep(len(batch) / rate)
-        await _redrive_batch(live, batch, wanted.states(), by, outcome)
+        await _redrive_batch(live, batch, wanted.states(), outcome)
     return outcome
 
 
-async def _redrive_batch(live: Runtime, ids: Sequence[int], states: Sequence[LetterState], by: str, outcome: Redriven) -> None:
+async def _redrive_batch(live: Runtime, ids: Sequence[int], states: Sequence[LetterState], outcome: Redriven) -> None:
     letters = live.store.letters
     taken = await letters.take(ids, states=states)
     passed_over = set(ids) - {letter["id"] for letter in taken}
@@ -144,7 +145,7 @@ async def _redrive_batch(live: Runtime, ids: Sequence[int], states: Sequence[Let
     refusals: list[Refusal] = []
     unsent = {letter["id"] for letter in taken}
     try:
-        await _send(live, taken, by, refusals, unsent)
+        await _send(live, taken, refusals, unsent)
     finally:
         if unsent:
             await letters.put_back(sorted(unsent))
@@ -157,7 +158,7 @@ async def _redrive_batch(live: Runtime, ids: Sequence[int], states: Sequence[Let
             _log.info("dead letter %s redriven", letter["id"], extra=fields)
 
 
-async def _send(live: Runtime, taken: Sequence[Letter], by: str, refusals: list[Refusal], unsent: set[int]) -> None:
+async def _send(live: Runtime, taken: Sequence[Letter], refusals: list[Refusal], unsent: set[int]) -> None:
     """Send what can be sent and take it out of `unsent`; for the rest, add to `refusals` why not."""
     messages: dict[int, Message] = {}
     steps: dict[int, Event] = {}
@@ -173,7 +174,7 @@ async def _send(live: Runtime, taken: Sequence[Letter], by: str, refusals: list[
         await live.bus.publish(list(messages.values()))
         unsent.difference_update(messages)
     if steps:
-        answers = await live.dispatcher(by).apply(list(steps.values()))
+        answers = await live.dispatcher(_SOURCE).apply(list(steps.values()))
         reasons = {_about(answer): answer["reason"] for answer in answers if answer["type"] == "refused"}
         for id, event in steps.items():
             reason = reasons.get(_about(event))
@@ -196,9 +197,9 @@ def _prepared(live: Runtime, letter: Letter) -> Message | Event | Refusal:
         return Refusal(letter["id"], "it does not say which subscription it comes from")
     if topic in UNSIGNED_TOPICS:
         return Message(topic, data, attributes | more)
-    link = live.link
+    max_bytes, ttl_seconds = live.settings.max_payload_bytes, live.settings.comm_idempotency_ttl_sec
     try:
-        envelope = reopen_envelope(topic, data, attributes, ring=link.ring, max_bytes=link.max_bytes)
+        envelope = reopen_envelope(topic, data, attributes, ring=live.ring, max_bytes=max_bytes)
     except EnvelopeRejected as error:
         return Refusal(letter["id"], f"it cannot be trusted ({error.reason}), so its receiver would reject it again")
     if isinstance(envelope.data, StepDispatched):
@@ -206,9 +207,9 @@ def _prepared(live: Runtime, letter: Letter) -> Message | Event | Refusal:
         return {"type": "step.redriven", "workflow": order.workflow, "step": order.step, "attempt": order.attempt}
     now = live.clock.now()
     if envelope.expirytime - now < _MARGIN:
-        fresh = renewed(envelope, now=now, ttl_seconds=link.ttl_seconds)
+        fresh = renewed(envelope, now=now, ttl_seconds=ttl_seconds)
         try:
-            data, signature = seal(fresh, topic, link.ring, max_bytes=link.max_bytes)
+            data, signature = seal(fresh, topic, live.ring, max_bytes=max_bytes)
         except InputError as error:
             return Refusal(letter["id"], f"it cannot be sealed anew: {error}")
         attributes |= signature

@@ -69,6 +69,7 @@ begin
     reason := _not_resumable(w, s, tried);
     if reason is null then
         perform _resume(w, s, cause, moment);
+        effect.touched := array[row(w.id, null, cause)::_step_ref];
     elsif exists (
         select from history as h
         where h.workflow_id = s.workflow_id and h.step_id = s.id and h.type = 'step.redriven' and h.attempt = tried
@@ -162,7 +163,11 @@ begin
         roots := _ready(
             queued.id,
             -- Of a new workflow these are its roots; a resumed one goes on wherever it was.
-            array(select s.id from steps as s where s.workflow_id = queued.id and s.status = 'PENDING' order by s.position),
+            array(
+                select s.id from steps as s
+                where s.workflow_id = queued.id and s.status = 'PENDING' and s.needs_open = 0
+                order by s.position
+            ),
             coalesce(queued.cause, freed.cause, 0)
         );
         perform _write(
@@ -284,11 +289,14 @@ begin
     from (
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
-        where e.value ? 'workflow'
+        -- One that is refused must not make others' commands come again; one that is not says itself that it touched its workflow.
+        where e.value ? 'workflow' and e.value ->> 'type' is distinct from 'step.redriven'
         group by 1
     ) as t;
     -- In one order, so that two batches cannot wait for each other.
-    perform from workflows as w where w.id in (select t.workflow_id from unnest(touched) as t) order by w.id for update;
+    perform from workflows as w
+    where w.id in (select e.value ->> 'workflow' from jsonb_array_elements(events) as e)
+    order by w.id for update;
 
     for event in
         select e.ordinality::integer - 1 as cause, e.value as body, e.value ->> 'type' as type
@@ -387,7 +395,9 @@ begin
         end if;
         freed := row(event.id, null, event.cause)::_step_ref;
         slots := true;
-        started := started || _admitted(event.id, event.cause);
+        if (select _is_final(w.status) from workflows as w where w.id = event.id) then
+            started := started || _admitted(event.id, event.cause);
+        end if;
     end loop;
     if slots then
         started := started || _admit(max_running, touched, freed, moment);

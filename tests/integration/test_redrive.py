@@ -48,7 +48,7 @@ async def begun(team: Live, steps: str = "- {id: draft, agent: writer, input: {}
 
 async def redrive(team: Live, *ids: int, dry_run: bool = False, **more: Any) -> Redriven:
     options = {name: more.pop(name) for name in ("rate", "cursor", "limit") if name in more}
-    return await redrive_page(team.runtime, Wanted(ids=ids, **more), by="gateway", dry_run=dry_run, **options)
+    return await redrive_page(team.runtime, Wanted(ids=ids, **more), dry_run=dry_run, **options)
 
 
 async def letters(team: Live) -> list[dict[str, Any]]:
