@@ -1,6 +1,6 @@
 """The guards' interfaces. Each operation is atomic over all instances that share the back end, and one round trip."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,17 +48,41 @@ class Idempotency(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A quota that begins anew at fixed moments: requests a day, tokens a minute."""
+
+    name: str
+    limit: float
+    cost: float
+    """Of the call at hand."""
+    ends_in_seconds: float
+    length_seconds: float
+
+
 class RateLimiter(Protocol):
     """Token buckets kept as virtual schedules: a caller learns at once how long to wait, and nobody polls."""
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
-        """Take `cost` tokens of a bucket that refills at `rate` per second and holds `burst`; return the seconds to wait first.
+        """Take `cost` tokens of a bucket that refills at `rate` per second and holds `burst`, and each window's cost of it.
 
-        First come, first served. When the wait would be longer than `max_wait_seconds` nothing is taken and RateLimited is
-        raised; its `retry_after_seconds` is that wait, after which the tokens are there if nobody else came.
+        Returns the seconds to wait first. First come, first served. When the wait would be longer than `max_wait_seconds` nothing
+        is taken and RateLimited is raised; its `retry_after_seconds` is that wait, after which the tokens are there if nobody else
+        came.
         """
+        ...
+
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        """Count `cost` more (negative: less) than was reserved, for a call that was let through `age_seconds` ago."""
         ...
 
     async def penalise(self, bucket: str, seconds: float) -> None:

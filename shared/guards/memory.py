@@ -7,12 +7,13 @@ bounded: records are forgotten a few at a time once their time is over, and the 
 import heapq
 import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 from shared.clock import Clock
 from shared.errors import CircuitOpen, RateLimited
 from shared.guards import policy
-from shared.guards.base import Claim, Guards
+from shared.guards.base import Claim, Guards, Window
 from shared.guards.policy import NEW_BUCKET, BreakerRules, Bucket, Circuit, ClaimRecord
 
 
@@ -103,20 +104,45 @@ class MemoryRateLimiter:
     def __init__(self, clock: Clock) -> None:
         self._now = clock.monotonic
         self._buckets: _Shelf[Bucket] = _Shelf()
+        self._windows: dict[tuple[str, str], tuple[float, float]] = {}
+        """By bucket and window: when it ends, and what is used of it."""
 
     def __len__(self) -> int:
         return len(self._buckets)
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
         now = self._now()
         known = self._buckets.get(bucket)
         wait, after = policy.reserve(NEW_BUCKET if known is None else known, now, rate=rate, burst=burst, cost=cost)
+        used = {window.name: self._used(bucket, window, now) for window in windows}
+        for window in windows:
+            ends_at, count = used[window.name]
+            if count + window.cost > window.limit:
+                wait, used[window.name] = max(wait, ends_at - now), (ends_at + window.length_seconds, 0.0)
         if max_wait_seconds is not None and wait > max_wait_seconds:
             raise RateLimited(policy.refusal(bucket, wait, max_wait_seconds), retry_after_seconds=wait)
         self._buckets.put(bucket, after, now)
+        for window in windows:
+            ends_at, count = used[window.name]
+            self._windows[bucket, window.name] = (ends_at, count + window.cost)
         return wait
+
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        ends_at, count = self._windows.get((bucket, window), (0.0, 0.0))
+        self._windows[bucket, window] = (ends_at, count + cost)
+
+    def _used(self, bucket: str, window: Window, now: float) -> tuple[float, float]:
+        ends_at, count = self._windows.get((bucket, window.name), (now, 0.0))
+        return (ends_at, count) if ends_at > now else (now + window.ends_in_seconds, 0.0)
 
     async def penalise(self, bucket: str, seconds: float) -> None:
         now = self._now()
