@@ -75,11 +75,11 @@ async def ask_guards(live: Runtime) -> None:
 async def ask_model(live: Runtime) -> None:
     """Whether a model can be opened, and one that is asked has not just failed repeatedly."""
     _ = live.model
-    if not live.models or not live.settings.enable_circuit_breaker:
+    if not live.asked_models or not live.settings.enable_circuit_breaker:
         return
-    states = [await breaker_state(live.guards.breaker, model) for model in live.models]
+    states = [await breaker_state(live.guards.breaker, model) for model in live.asked_models]
     if all(state == "OPEN" for state in states):
-        failing = ", ".join(live.models)
+        failing = ", ".join(live.asked_models)
         raise CircuitOpen(
             f"the circuit breaker of {failing} is OPEN: calls failed repeatedly; the log says why, and soon a call is tried again"
         )

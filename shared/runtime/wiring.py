@@ -120,7 +120,7 @@ class Runtime:
         )
 
     @property
-    def models(self) -> tuple[str, ...]:
+    def asked_models(self) -> tuple[str, ...]:
         """The models that are asked, in this order; none where the offline model answers."""
         return () if self.settings.gemini_api_key is None else (self.settings.ai_model_default,)
 

@@ -509,6 +509,7 @@ async def test_the_documentation_covers_every_path_with_its_problems() -> None:
         "GET /v1/workflows/{id}/history": ["200", "404", "422", "500", "503"],
         "POST /v1/workflows/{id}/cancel": ["202", "400", "404", "413", "422", "500", "503"],
         "GET /health": ["200", "500", "503"],
+        "GET /health/ready": ["200", "500", "503"],
         "GET /metrics": ["200", "500", "503"],
     }
     for operation in operations.values():
