@@ -123,7 +123,7 @@ def nobody() -> Iterator[str]:
 
 @contextmanager
 def unknown_host() -> Iterator[str]:
-    def look_up(host: object, *arguments: Any, **options: Any) -> Any:
+    def look_up(host: str, *arguments: Any, **options: Any) -> Any:
         # A resolver of the machine's might take its time, or know everything.
         if host == "no-such-host.invalid":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -297,7 +297,7 @@ async def test_over_http_the_projects_host_is_named_and_not_the_databases() -> N
     status, body = await ready(live)
     await live.close()
     assert status == 503
-    assert f"127.0.0.1:{port}" in body["errors"]["database"]
+    assert "127.0.0.1" in body["errors"]["database"]
     assert "database.example" not in body["errors"]["database"]
     assert PASSWORD not in str(body)
 
