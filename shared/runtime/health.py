@@ -7,6 +7,7 @@ password.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 from uuid import uuid4
@@ -77,8 +78,12 @@ async def ask_model(live: Runtime) -> None:
     _ = live.model
     if not live.asked_models or not live.settings.enable_circuit_breaker:
         return
-    states = [await breaker_state(live.guards.breaker, model) for model in live.asked_models]
-    if all(state == "OPEN" for state in states):
+    states: list[str] = []
+    # While the breakers' store hangs they let every call through: that is the store's fault, and no news of the model.
+    with suppress(TimeoutError):
+        async with asyncio.timeout(CHECK_SECONDS / 2):
+            states = [await breaker_state(live.guards.breaker, model) for model in live.asked_models]
+    if states and all(state == "OPEN" for state in states):
         failing = ", ".join(live.asked_models)
         raise CircuitOpen(
             f"the circuit breaker of {failing} is OPEN: calls failed repeatedly; the log says why, and soon a call is tried again"

@@ -3,6 +3,8 @@
 import asyncio
 import io
 import logging
+import os
+import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -220,6 +222,18 @@ def test_what_is_wrong_with_redis_is_one_clear_line_of_the_doctors(
 
     where = url.replace(f":{PASSWORD}@", "")
     assert wrong(findings) == {"guards": f"Redis at {where} {BROKEN_REDIS[broken]}"}
+
+
+async def test_a_redis_that_hangs_is_unhealthy_and_the_model_is_not(database: str) -> None:
+    with redis_server(password=PASSWORD) as server:
+        os.kill(server.pid, signal.SIGSTOP)
+        live = Runtime(settings(database_url=database, redis_url=server.url, gemini_api_key=KEY))
+        status, body = await ready(live)
+        await live.close()
+    assert status == 503
+    assert body["checks"] == {"database": "healthy", "redis": "unhealthy", "ai_service": "healthy"}
+    assert f"redis://127.0.0.1:{server.port}/0" in body["errors"]["redis"]
+    assert PASSWORD not in str(body)
 
 
 class _WithoutDatabase:
