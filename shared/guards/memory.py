@@ -99,13 +99,11 @@ class MemoryIdempotency:
 
 
 class MemoryRateLimiter:
-    """Token buckets. `len()` is the number of buckets that are not known to be full."""
+    """Buckets. `len()` is the number of those that are not known to be full."""
 
     def __init__(self, clock: Clock) -> None:
         self._now = clock.monotonic
         self._buckets: _Shelf[Bucket] = _Shelf()
-        self._windows: dict[tuple[str, str], tuple[float, float]] = {}
-        """By bucket and window: when it ends, and what is used of it."""
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -121,33 +119,25 @@ class MemoryRateLimiter:
         max_wait_seconds: float | None = None,
     ) -> float:
         now = self._now()
-        known = self._buckets.get(bucket)
-        wait, after = policy.reserve(NEW_BUCKET if known is None else known, now, rate=rate, burst=burst, cost=cost)
-        used = {window.name: self._used(bucket, window, now) for window in windows}
-        for window in windows:
-            ends_at, count = used[window.name]
-            if count + window.cost > window.limit:
-                wait, used[window.name] = max(wait, ends_at - now), (ends_at + window.length_seconds, 0.0)
+        wait, after = policy.reserve(self._known(bucket), now, rate=rate, burst=burst, cost=cost, windows=windows)
         if max_wait_seconds is not None and wait > max_wait_seconds:
             raise RateLimited(policy.refusal(bucket, wait, max_wait_seconds), retry_after_seconds=wait)
         self._buckets.put(bucket, after, now)
-        for window in windows:
-            ends_at, count = used[window.name]
-            self._windows[bucket, window.name] = (ends_at, count + window.cost)
         return wait
 
     async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
-        ends_at, count = self._windows.get((bucket, window), (0.0, 0.0))
-        self._windows[bucket, window] = (ends_at, count + cost)
-
-    def _used(self, bucket: str, window: Window, now: float) -> tuple[float, float]:
-        ends_at, count = self._windows.get((bucket, window.name), (now, 0.0))
-        return (ends_at, count) if ends_at > now else (now + window.ends_in_seconds, 0.0)
+        now, known = self._now(), self._known(bucket)
+        records = policy.settle(known.windows, used_at=now - age_seconds, window=window, cost=cost)
+        if records is not known.windows:
+            self._buckets.put(bucket, known._replace(windows=records), now)
 
     async def penalise(self, bucket: str, seconds: float) -> None:
         now = self._now()
+        self._buckets.put(bucket, policy.penalise(self._known(bucket), now, seconds), now)
+
+    def _known(self, bucket: str) -> Bucket:
         known = self._buckets.get(bucket)
-        self._buckets.put(bucket, policy.penalise(NEW_BUCKET if known is None else known, now, seconds), now)
+        return NEW_BUCKET if known is None else known
 
 
 class MemoryBreaker:
