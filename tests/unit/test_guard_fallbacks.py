@@ -160,7 +160,12 @@ async def test_a_correction_counts_where_reservations_are_counted(store: Store, 
 
     with pytest.raises(RateLimited):
         await guards.limiter.reserve("b", rate=1000, burst=1000, windows=minute(101), max_wait_seconds=0)
-    assert await tokens(guards, 100) == 0
+    await guards.limiter.settle("b", window="minute", cost=-50, age_seconds=1)
+    store.error = ERRORS[0]
+    assert await tokens(guards, 1) == 59, "the share is used up, whatever was corrected in the store"
+    store.error = None
+    await clock.advance(1)
+    assert await tokens(guards, 150) == 0
 
 
 async def test_a_limit_that_cannot_be_kept_says_nothing_of_the_store(
