@@ -163,7 +163,7 @@ def settle(records: Mapping[str, WindowRecord], *, used_at: float, window: str, 
     More is added to a window that came after the call's; less is not taken off it.
     """
     record = records.get(window)
-    if record is None or used_at >= record.ends or (cost < 0 and used_at < record.begins - _SLACK_SECONDS):
+    if record is None or (cost < 0 and used_at < record.begins - _SLACK_SECONDS):
         return records
     return {**records, window: record._replace(used=max(0.0, record.used + cost))}
 

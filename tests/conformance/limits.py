@@ -82,7 +82,7 @@ class ModelBucket:
     def take(self, cost: float, wait: float) -> None:
         """Who waits for something else takes from the level as it will be then."""
         longer = wait - self.wait(cost)
-        if longer > 0:
+        if longer > 1e-6:
             self.level = min(self.burst, self.level + wait * self.rate) - wait * self.rate
         self.level -= cost
 

@@ -6,7 +6,7 @@ if not stored then
   return 0
 end
 local begins, ends, used = string.match(stored, '(%S+) (%S+) (%S+)')
-if used_at >= tonumber(ends) or (cost < 0 and used_at < tonumber(begins) - 1e-6) then
+if cost < 0 and used_at < tonumber(begins) - 1e-6 then
   return 0
 end
 -- Taken off twice, when the answer to the first try was lost, it would be granted twice.
