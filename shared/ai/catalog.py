@@ -34,12 +34,12 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model. `source` says where the price comes from, `checked` when it was looked up."""
+    """One model. `source` says where the price stood, `as_of` when: prices change without notice."""
 
     limit: Limit
     price: Price | None = None
     source: str = ""
-    checked: date | None = None
+    as_of: date | None = None
 
 
 _PRICING: Final = "https://ai.google.dev/gemini-api/docs/pricing"
@@ -52,11 +52,11 @@ _FLASH: Final = Limit(qps=10, burst=20, per_day=10_000, tokens_per_minute=1_000_
 _FLASH_LITE: Final = Limit(qps=10, burst=20, per_day=None, tokens_per_minute=4_000_000)
 
 CATALOG: Final[dict[str, Entry]] = {
-    "gemini-2.5-pro": Entry(_PRO, Price(1.25, 10.00, 0.125), _PRICING, _NOW),
+    "gemini-2.5-pro": Entry(_PRO, Price(1.25, 10.00, 0.125), _PRICING, _THEN),
     "gemini-1.5-pro": Entry(Limit(5, 10, 15_000, 4_000_000), Price(1.25, 5.00, 0.3125), _RETIRED, _THEN),
     "gemini-1.5-flash": Entry(Limit(10, 20, 50_000, 4_000_000), Price(0.075, 0.30, 0.01875), _RETIRED, _THEN),
-    "gemini-2.5-flash": Entry(_FLASH, Price(0.30, 2.50, 0.03), _PRICING, _NOW),
-    "gemini-2.5-flash-lite": Entry(_FLASH_LITE, Price(0.10, 0.40, 0.01), _PRICING, _NOW),
+    "gemini-2.5-flash": Entry(_FLASH, Price(0.30, 2.50, 0.03), _PRICING, _THEN),
+    "gemini-2.5-flash-lite": Entry(_FLASH_LITE, Price(0.10, 0.40, 0.01), _PRICING, _THEN),
     "gemini-3-flash-preview": Entry(_FLASH, Price(0.50, 3.00, 0.05), _PRICING, date(2026, 7, 4)),
     "gemini-3.1-pro-preview": Entry(_PRO, Price(2.00, 12.00, 0.20), _PRICING, _NOW),
     "gemini-3.1-flash-lite": Entry(_FLASH_LITE, Price(0.25, 1.50), _PRICING, date(2026, 5, 15)),

@@ -23,7 +23,7 @@ def test_every_entry_has_a_price_with_its_source_and_date_and_a_limit_of_tokens(
     assert 0 < entry.price.input_usd < entry.price.output_usd
     assert entry.price.cached_input_usd is None or 0 < entry.price.cached_input_usd < entry.price.input_usd
     assert entry.source.startswith("https://ai.google.dev/")
-    assert entry.checked is not None
+    assert entry.as_of is not None
     assert entry.limit.tokens_per_minute is not None
     assert entry.limit.burst >= entry.limit.qps > 0
 
