@@ -1,4 +1,7 @@
-"""What guarding one piece of work costs: a claim, a reservation and the completion, in memory and, where there are, two servers."""
+"""What guarding one piece of work costs, in memory and, where there are, two servers.
+
+It is a claim, a reservation as a model call makes it (its rate, tokens a minute and requests a day), and the completion.
+"""
 
 import asyncio
 import itertools
@@ -9,7 +12,7 @@ from time import perf_counter
 import uvloop
 
 from shared.clock import SystemClock
-from shared.guards import Guards, New, open_guards
+from shared.guards import Guards, New, Window, open_guards
 from shared.local.servers import redis_binary
 from tests.support import firestore
 from tests.support.servers import redis_server
@@ -17,6 +20,7 @@ from tests.support.servers import redis_server
 _CALLERS = (1, 10, 100)
 _PIECES = {1: 2_000, 10: 5_000, 100: 10_000}
 _OPERATIONS = 3
+_WINDOWS = (Window("minute", 1e9, 1000, 60, 60), Window("day", 1e9, 1, 86_400, 86_400))
 _numbers = itertools.count()
 
 
@@ -25,7 +29,7 @@ async def _piece(guards: Guards) -> None:
     key = f"bench:{next(_numbers)}"
     claim = await guards.idempotency.claim(key, lease_seconds=30, ttl_seconds=60)
     assert isinstance(claim, New)
-    await guards.limiter.reserve("bench", rate=1e6, burst=1e6)
+    await guards.limiter.reserve("bench", rate=1e6, burst=1e6, windows=_WINDOWS)
     assert await guards.idempotency.complete(key, token=claim.token, result=None)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 
-from shared.ai import open_model
+from shared.ai.offline import OfflineModel
 from shared.config import Settings
 from shared.ids import workflow_id
 from shared.messages import WorkflowRequested
@@ -86,9 +86,7 @@ async def open_world() -> AsyncIterator[World]:
         home = Path(folder)
         with (home / "log").open("w", encoding="utf-8") as log:
             handler = configure_logging("info", stream=log)
-            runtime = Runtime(
-                Settings(agent_team_home=home, max_concurrent_pipelines=100_000), model=open_model(gemini_api_key=None, model="")
-            )
+            runtime = Runtime(Settings(agent_team_home=home, max_concurrent_pipelines=100_000), model=OfflineModel())
             await migrations.migrate(runtime.database_url)
             world = World(runtime)
             runtime.definitions.clear()

@@ -97,7 +97,7 @@ class Settings(BaseSettings):
     ai_temperature: Share = 0.2
     ai_max_tokens: Count = 4096
     ai_rate_qps: Annotated[float, Field(gt=0, allow_inf_nan=False), _expect("a number above 0")] = 3.0
-    """Requests per second."""
+    """Requests per second for the default model. Given, it replaces the catalog's; else it is for a model that is not in there."""
 
     comm_hmac_active_key_id: KeyId = "prod-v1"
     comm_hmac_default_secret: Annotated[HmacSecret | None, _expect("a secret of at least 32 characters")] = None

@@ -11,17 +11,19 @@ from starlette.responses import Response
 
 from functions.gateway.dead_letters import dead_letters
 from functions.gateway.edge import BodyLimit, Edge
-from functions.gateway.models import Health
+from functions.gateway.models import Health, Ready
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
 from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime
+from shared.runtime.health import Readiness
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
 _log = logging.getLogger(__name__)
 _OPENAPI = "/openapi.json"
 _NEVER_SENT = {"$ref": "#/components/schemas/HTTPValidationError"}
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTION = """\
 Start workflows of the agent team, watch them and stop them.
 
@@ -64,6 +66,13 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
         uptime = round(live.clock.monotonic() - started, 3)
         return Response(orjson.dumps({"status": "ok", "timestamp": now, "uptime": uptime}), media_type="application/json")
 
+    readiness = Readiness(live)
+
+    async def ready() -> Response:
+        """Whether what the gateway stands on answers. 503 when anything does not; asked at most every five seconds."""
+        report = await readiness.report()
+        return Response(orjson.dumps(report.as_dict()), 200 if report.healthy else 503, media_type="application/json")
+
     async def show_metrics() -> Response:
         """Metrics of this instance in Prometheus' text format."""
         return Response(metrics.text(), headers={"content-type": METRICS_CONTENT_TYPE})
@@ -75,6 +84,8 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
         return documentation(openapi_url=_OPENAPI, title=app.title)
 
     app.add_api_route("/health", health, response_model=Health, tags=["platform"])
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "A check is unhealthy"}}
+    app.add_api_route("/health/ready", ready, response_model=Ready, responses=unready, tags=["platform"])
     text: dict[int | str, dict[str, Any]] = {200: {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}}
     app.add_api_route("/metrics", show_metrics, response_class=Response, responses=text, tags=["platform"])
     pages: dict[str, Callable[[], Awaitable[Response]]] = {"/": show_console, "/docs": show_documentation}
@@ -94,7 +105,7 @@ def _show_problems_as_such(app: FastAPI) -> None:
                 (shape,) = answers[status]["content"].values()
                 if shape["schema"] == _NEVER_SENT:
                     del answers[status]
-                else:
+                elif shape["schema"] == _PROBLEM:
                     answers[status]["content"] = {"application/problem+json": shape}
         for name in ("HTTPValidationError", "ValidationError"):
             document["components"]["schemas"].pop(name, None)

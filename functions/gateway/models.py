@@ -257,6 +257,21 @@ class Health(_Part):
     uptime: float = Field(description="Seconds since this instance began to answer.", examples=[12.5])
 
 
+Verdict = Literal["healthy", "unhealthy"]
+
+
+class Ready(_Part):
+    """Whether the gateway can do its work, and what of it cannot."""
+
+    status: Verdict = Field(description="`healthy` when every check is.")
+    checks: dict[str, Verdict] = Field(
+        description="`redis` or `firestore` only where they are used.",
+        examples=[{"database": "healthy", "redis": "healthy", "ai_service": "healthy"}],
+    )
+    latency_ms: dict[str, float] = Field(description="How long each check took.", examples=[{"database": 1.9}])
+    errors: dict[str, str] = Field(description="For each unhealthy check what is wrong, where, and how to mend it.", examples=[{}])
+
+
 class FieldMistake(_Part):
     """One thing that is wrong with a request."""
 

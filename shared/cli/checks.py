@@ -8,13 +8,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from shared.ai import load_prompt
 from shared.cli.output import counted, describe_model
 from shared.config import Settings, load_settings, redact_url
 from shared.errors import AgentTeamError
-from shared.runtime import Runtime, load
+from shared.runtime import Runtime, health, load
 from shared.runtime.spec import FUNCTIONS
 from shared.state import migrations
 
@@ -60,7 +59,8 @@ async def examine() -> list[Check]:
         try:
             checks.append(await examination(live))
         except AgentTeamError as error:
-            found, _, advice = str(error).partition("; ")
+            where = health.where_database(live) if name == "database" else ""
+            found, _, advice = health.explain(error, where).partition("; ")
             checks.append(Check(name, False, found, advice))
     await live.close()
     return checks
@@ -99,6 +99,7 @@ async def _database(live: Runtime) -> Check:
     if missing:
         # The embedded database is brought up to date whenever the platform starts.
         return Check("database", url is None, f"{where}, {counted(len(missing), 'migration')} missing", "run agent-team migrate")
+    await health.ask_database(live)
     return Check("database", True, f"{where}, schema current")
 
 
@@ -124,7 +125,7 @@ async def _workflows(live: Runtime) -> Check:
 
 
 async def _model(live: Runtime) -> Check:
-    _ = live.model
+    await health.ask_model(live)
     return Check("model", True, describe_model(live.settings))
 
 
@@ -135,7 +136,6 @@ async def _bus(live: Runtime) -> Check:
 
 async def _guards(live: Runtime) -> Check:
     settings = live.settings
-    # A claim fails when the store is away, and writes: what is full or read-only shows too. It is gone in a second.
-    await live.guards.idempotency.claim(f"doctor:{uuid4()}", lease_seconds=1, ttl_seconds=1)
+    await health.ask_guards(live)
     where = {"memory": "", "redis": redact_url(settings.redis_url or ""), "firestore": settings.gcp_project_id or ""}
     return Check("guards", True, f"{settings.guards_backend} {where[settings.guards_backend]}".rstrip())

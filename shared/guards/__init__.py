@@ -2,9 +2,9 @@
 
 from shared.clock import Clock
 from shared.errors import ConfigurationError
-from shared.guards.base import Breaker, Cache, Claim, Done, Guards, Idempotency, InFlight, New, RateLimiter
+from shared.guards.base import Breaker, Cache, Claim, Done, Guards, Idempotency, InFlight, New, RateLimiter, Window
 
-__all__ = ["Breaker", "Cache", "Claim", "Done", "Guards", "Idempotency", "InFlight", "New", "RateLimiter", "open_guards"]
+__all__ = ["Breaker", "Cache", "Claim", "Done", "Guards", "Idempotency", "InFlight", "New", "RateLimiter", "Window", "open_guards"]
 
 
 def open_guards(

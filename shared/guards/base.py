@@ -1,6 +1,6 @@
 """The guards' interfaces. Each operation is atomic over all instances that share the back end, and one round trip."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -52,16 +52,49 @@ class Idempotency(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A quota that begins anew at fixed moments: requests a day, tokens a minute."""
+
+    name: str
+    """Its name among the bucket's windows: "day", "minute"."""
+    limit: float
+    """What one window holds."""
+    cost: float
+    """What this reservation takes of it, at most `limit`."""
+    ends_in_seconds: float
+    """Until the current window ends, by the caller's clock."""
+    length_seconds: float
+    """Of each window after it."""
+
+
 class RateLimiter(Protocol):
-    """Token buckets kept as virtual schedules: a caller learns at once how long to wait, and nobody polls."""
+    """Buckets of several dimensions, kept as schedules: a caller learns at once how long to wait, and nobody polls."""
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
-        """Take `cost` tokens of a bucket that refills at `rate` per second and holds `burst`; return the seconds to wait first.
+        """Take `cost` tokens of a bucket that refills at `rate` per second and holds `burst`, and each window's cost of it.
 
-        First come, first served. When the wait would be longer than `max_wait_seconds` nothing is taken and RateLimited is
-        raised; its `retry_after_seconds` is that wait, after which the tokens are there if nobody else came.
+        Returns the seconds to wait first, until every dimension holds what is taken. First come, first served, among those who
+        name the same windows. When the wait would be longer than `max_wait_seconds` nothing is taken of any dimension and
+        RateLimited is raised; its `retry_after_seconds` is that wait, after which all is there if nobody else came. Raises
+        ConfigurationError for a limit that cannot be kept, and for a cost that its window can never hold.
+        """
+        ...
+
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        """Correct what a call reserved of a window that was let through `age_seconds` ago: `cost` more, or less where negative.
+
+        Where that window is over, more counts against the one that is known now, and less is lost. Nobody waits for a correction,
+        so that it may take a window above its limit: it reports what was used already.
         """
         ...
 

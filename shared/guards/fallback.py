@@ -9,14 +9,15 @@ logged once, and each outage counted once. A store that refuses its user is down
 """
 
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Final, TypeVar
 
 from shared.clock import Clock
 from shared.errors import AgentTeamError, ConfigurationError, StoreUnavailable
 from shared.guards import policy
-from shared.guards.base import Breaker, Cache, Claim, Guards, Idempotency, RateLimiter
+from shared.guards.base import Breaker, Cache, Claim, Guards, Idempotency, RateLimiter, Window
 from shared.guards.memory import MemoryRateLimiter
 from shared.telemetry import metrics
 
@@ -98,7 +99,9 @@ class ShareLimiter:
     """Rate limits of which this instance takes one share of `instances` while the store is down.
 
     With more instances than that the fleet exceeds the limit, with fewer it stays below it. A share begins full, so that at the
-    moment of the change one more burst than the limit allows may pass.
+    moment of the change one more burst, and one more of each window, than the limit allows may pass. A cost above the share of a
+    window is served when nothing was taken of the share yet: it would be refused for as long as the store is down otherwise, so a
+    fleet that asks for nothing else takes up to `instances` such costs of each window.
     """
 
     def __init__(self, inner: RateLimiter, clock: Clock, *, instances: int) -> None:
@@ -108,16 +111,35 @@ class ShareLimiter:
         self._watch = Watch("limiter", f"takes 1/{instances} of each limit for this instance", clock)
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
-        policy.check_limit(rate=rate, burst=burst, cost=cost)
+        policy.check_limit(rate=rate, burst=burst, cost=cost, windows=windows)
         if self._watch.may_ask():
             with suppress(StoreUnavailable):
                 return await self._watch.ask(
-                    self._inner.reserve(bucket, rate=rate, burst=burst, cost=cost, max_wait_seconds=max_wait_seconds)
+                    self._inner.reserve(
+                        bucket, rate=rate, burst=burst, cost=cost, windows=windows, max_wait_seconds=max_wait_seconds
+                    )
                 )
+        shares = [replace(window, limit=max(window.limit / self._instances, window.cost)) for window in windows]
         rate, burst = rate / self._instances, burst / self._instances
-        return await self._share.reserve(bucket, rate=rate, burst=burst, cost=cost, max_wait_seconds=max_wait_seconds)
+        return await self._share.reserve(
+            bucket, rate=rate, burst=burst, cost=cost, windows=shares, max_wait_seconds=max_wait_seconds
+        )
+
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        if self._watch.may_ask():
+            with suppress(StoreUnavailable):
+                return await self._watch.ask(self._inner.settle(bucket, window=window, cost=cost, age_seconds=age_seconds))
+        # Whether the store or the share counted that call is not known: the share is what counts now.
+        await self._share.settle(bucket, window=window, cost=cost, age_seconds=age_seconds)
 
     async def penalise(self, bucket: str, seconds: float) -> None:
         await self._share.penalise(bucket, seconds)  # the store may go down before the penalty ends

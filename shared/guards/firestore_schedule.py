@@ -1,4 +1,4 @@
-"""A token bucket whose tokens several instances hold at once: policy's virtual schedule, with holes.
+"""A bucket whose tokens and windows several instances hold parts of at once: policy's virtual schedule, with holes.
 
 Every token is a stretch of the schedule, `1 / rate` seconds long. A token whose stretch begins at `s` may be taken from
 `s - burst / rate` on and is lost when `s` has passed; policy.reserve gives them out one after the other, from `full_at` on. Here
@@ -9,14 +9,18 @@ Why the limit holds, however many instances there are and whatever becomes of th
 is served at `g` has stretches within `g … g + burst / rate`. So all who are served from `a` to `b` share `b - a + burst / rate`
 seconds of schedule, which hold `burst + rate * (b - a)` tokens. A lease that nobody uses is overtaken by the time, like tokens
 that overflow.
+
+A lease also holds chunks of the windows that its callers name. They count as used from when they are lent: a window holds no more
+than its limit, whoever uses it up.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from shared.guards import policy
-from shared.guards.policy import Bucket
+from shared.guards.base import Window
+from shared.guards.policy import Bucket, WindowRecord
 
 _SLACK_SECONDS: Final = 1e-6  # as policy's: sums of floats round
 _MOST_HOLES: Final = 200
@@ -37,10 +41,28 @@ class Schedule(NamedTuple):
     full_at: float = policy.NEW_BUCKET.full_at
     blocked_until: float = policy.NEW_BUCKET.blocked_until
     holes: tuple[Stretch, ...] = ()
+    windows: Mapping[str, WindowRecord] = {}
 
 
-def reserve(schedule: Schedule, now: float, *, rate: float, burst: float, cost: float) -> tuple[float, Schedule]:
-    """The seconds until `cost` tokens may be used, and the schedule without them. Without holes exactly policy.reserve."""
+class Chunk(NamedTuple):
+    """A part of a window that has begun, to be used before it ends."""
+
+    ends: float
+    left: float
+
+
+class Lease(NamedTuple):
+    """What one instance may use without asking."""
+
+    stretches: tuple[Stretch, ...] = ()
+    chunks: Mapping[str, Chunk] = {}
+
+
+def reserve(
+    schedule: Schedule, now: float, *, rate: float, burst: float, cost: float, windows: Iterable[Window] = ()
+) -> tuple[float, Schedule]:
+    """The seconds until the costs may be used, and the schedule without them. Without holes exactly policy.reserve."""
+    windows = tuple(windows)
     holes = _ahead(schedule.holes, now)
     if holes and schedule.blocked_until <= now:
         free = (*holes, Stretch(max(schedule.full_at, now), float("inf")))
@@ -48,22 +70,51 @@ def reserve(schedule: Schedule, now: float, *, rate: float, burst: float, cost: 
             end, left = _fill(free[first:], cost / rate)
             # Else the first tokens would be too old by the time when the last may be used.
             if end <= free[first].start + burst / rate + _SLACK_SECONDS:
-                wait = end - burst / rate - now
-                rest = Schedule(left[-1].start, schedule.blocked_until, (*holes[:first], *left[:-1]))
+                there_at = max(now, end - burst / rate)
+                used_at, records = policy.place(schedule.windows, now, there_at, windows)
+                if used_at > there_at:
+                    break  # nor may they become too old while their caller waits for a window
+                wait = used_at - now
+                rest = Schedule(left[-1].start, schedule.blocked_until, (*holes[:first], *left[:-1]), records)
                 return (wait if wait > _SLACK_SECONDS else 0.0), rest
-    wait, bucket = policy.reserve(Bucket(schedule.full_at, schedule.blocked_until), now, rate=rate, burst=burst, cost=cost)
+    bucket = Bucket(schedule.full_at, schedule.blocked_until, schedule.windows)
+    wait, bucket = policy.reserve(bucket, now, rate=rate, burst=burst, cost=cost, windows=windows)
     # What lies before the end of a penalty is lost to everybody.
-    return wait, Schedule(bucket.full_at, bucket.blocked_until, () if schedule.blocked_until > now else holes)
+    holes = () if schedule.blocked_until > now else holes
+    return wait, Schedule(bucket.full_at, bucket.blocked_until, holes, bucket.windows)
 
 
 def lease(
-    schedule: Schedule, now: float, *, rate: float, burst: float, tokens: float, seconds: float
-) -> tuple[tuple[Stretch, ...], Schedule]:
-    """About `tokens` to be used one by one over the next `seconds`, and the schedule without them.
+    schedule: Schedule,
+    now: float,
+    *,
+    rate: float,
+    burst: float,
+    tokens: float,
+    seconds: float,
+    windows: Iterable[Window] = (),
+) -> tuple[Lease, Schedule]:
+    """About `tokens` to be used one by one over the next `seconds` and about the costs of `windows`; the schedule without them.
 
     A token can be used for no longer than a bucket takes to fill, so they are taken from stretches all along the schedule, the
-    later ones to be used later; of each part at most half of what is free. Nothing is lent while callers wait, or in crumbs.
+    later ones to be used later; of each part, and of each window, at most half of what is free. Nothing is lent while callers
+    wait, or in crumbs.
     """
+    stretches, rest = _lend_stretches(schedule, now, rate=rate, burst=burst, tokens=tokens, seconds=seconds)
+    chunks, records = {}, dict(schedule.windows)
+    for window in windows:
+        record = records.get(window.name)
+        if record is None or not record.begins <= now < record.ends or record.used >= window.limit:
+            return Lease(), schedule
+        chunk = Chunk(record.ends, min(window.cost, _LARGEST_SHARE * (window.limit - record.used)))
+        chunks[window.name] = chunk
+        records[window.name] = record._replace(used=record.used + chunk.left)
+    return (Lease(stretches, chunks), rest._replace(windows=records)) if stretches else (Lease(), schedule)
+
+
+def _lend_stretches(
+    schedule: Schedule, now: float, *, rate: float, burst: float, tokens: float, seconds: float
+) -> tuple[tuple[Stretch, ...], Schedule]:
     filling = burst / rate
     holes = _ahead(schedule.holes, now)
     step = max(filling, seconds / _MOST_STEPS) / 2
@@ -83,13 +134,14 @@ def lease(
             return (), schedule
     if sum(one.end - one.start for one in lent) * rate < min(1.0, tokens) - _SLACK_SECONDS:
         return (), schedule
-    return tuple(lent), Schedule(max(first, end), schedule.blocked_until, tuple(one for one in free if one.start < one.end))
+    holes = tuple(one for one in free if one.start < one.end)
+    return tuple(lent), schedule._replace(full_at=max(first, end), holes=holes)
 
 
-def give_back(schedule: Schedule, now: float, stretches: Iterable[Stretch]) -> Schedule:
-    """The schedule with stretches free again that were taken from it. What the time has overtaken is forgotten."""
+def give_back(schedule: Schedule, now: float, held: Lease) -> Schedule:
+    """The schedule with what is left of a lease of it free again. What the time has overtaken is forgotten."""
     merged: list[Stretch] = []
-    for one in sorted((*schedule.holes, *stretches)):
+    for one in sorted((*schedule.holes, *held.stretches)):
         if merged and one.start <= merged[-1].end + _SLACK_SECONDS:
             merged[-1] = Stretch(merged[-1].start, max(one.end, merged[-1].end))
         else:
@@ -97,11 +149,27 @@ def give_back(schedule: Schedule, now: float, stretches: Iterable[Stretch]) -> S
     full_at = schedule.full_at
     while merged and merged[-1].end >= full_at - _SLACK_SECONDS:
         full_at = merged.pop().start
-    return Schedule(full_at, schedule.blocked_until, _ahead(merged, now))
+    records = dict(schedule.windows)
+    for name, chunk in held.chunks.items():
+        record = records.get(name)
+        if record is not None and record.ends == chunk.ends:
+            records[name] = record._replace(used=max(0.0, record.used - chunk.left))
+    return Schedule(full_at, schedule.blocked_until, _ahead(merged, now), records)
 
 
-def use(held: tuple[Stretch, ...], now: float, *, rate: float, burst: float, cost: float) -> tuple[Stretch, ...] | None:
-    """What is left of leased stretches after `cost` tokens were used at once; None when they don't hold as many."""
+def use(held: Lease, now: float, *, rate: float, burst: float, cost: float, windows: Iterable[Window] = ()) -> Lease | None:
+    """What is left of a lease after the costs were used at once; None when it doesn't hold as much."""
+    chunks = dict(held.chunks)
+    for window in windows:
+        chunk = chunks.get(window.name)
+        if chunk is None or now >= chunk.ends or chunk.left < window.cost:
+            return None
+        chunks[window.name] = chunk._replace(left=chunk.left - window.cost)
+    stretches = _use_stretches(held.stretches, now, rate=rate, burst=burst, cost=cost)
+    return None if stretches is None else Lease(stretches, chunks)
+
+
+def _use_stretches(held: tuple[Stretch, ...], now: float, *, rate: float, burst: float, cost: float) -> tuple[Stretch, ...] | None:
     ahead = _ahead(held, now)
     if sum(one.end - one.start for one in ahead) < cost / rate - _SLACK_SECONDS:
         return None

@@ -7,12 +7,13 @@ bounded: records are forgotten a few at a time once their time is over, and the 
 import heapq
 import itertools
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
 from shared.clock import Clock
 from shared.errors import CircuitOpen, RateLimited
 from shared.guards import policy
-from shared.guards.base import Claim, Guards
+from shared.guards.base import Claim, Guards, Window
 from shared.guards.policy import NEW_BUCKET, BreakerRules, Bucket, Circuit, ClaimRecord
 
 
@@ -102,7 +103,7 @@ class MemoryIdempotency:
 
 
 class MemoryRateLimiter:
-    """Token buckets. `len()` is the number of buckets that are not known to be full."""
+    """Buckets. `len()` is the number of those that are not known to be full."""
 
     def __init__(self, clock: Clock) -> None:
         self._now = clock.monotonic
@@ -112,20 +113,35 @@ class MemoryRateLimiter:
         return len(self._buckets)
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
         now = self._now()
-        known = self._buckets.get(bucket)
-        wait, after = policy.reserve(NEW_BUCKET if known is None else known, now, rate=rate, burst=burst, cost=cost)
+        wait, after = policy.reserve(self._known(bucket), now, rate=rate, burst=burst, cost=cost, windows=windows)
         if max_wait_seconds is not None and wait > max_wait_seconds:
             raise RateLimited(policy.refusal(bucket, wait, max_wait_seconds), retry_after_seconds=wait)
         self._buckets.put(bucket, after, now)
         return wait
 
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        now, known = self._now(), self._known(bucket)
+        records = policy.settle(known.windows, used_at=now - age_seconds, window=window, cost=cost)
+        if records is not known.windows:
+            self._buckets.put(bucket, known._replace(windows=records), now)
+
     async def penalise(self, bucket: str, seconds: float) -> None:
         now = self._now()
+        self._buckets.put(bucket, policy.penalise(self._known(bucket), now, seconds), now)
+
+    def _known(self, bucket: str) -> Bucket:
         known = self._buckets.get(bucket)
-        self._buckets.put(bucket, policy.penalise(NEW_BUCKET if known is None else known, now, seconds), now)
+        return NEW_BUCKET if known is None else known
 
 
 class MemoryBreaker:

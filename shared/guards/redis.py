@@ -1,24 +1,26 @@
 """Guards in Redis, shared by every instance that has the same `REDIS_URL`.
 
-They decide as shared.guards.policy does, in one Lua script an operation, on the server's clock. Every operation touches one key,
-whose hash tag is the name that it guards: any Redis Cluster can hold it. Every key has a time to live. The server must not evict
+They decide as shared.guards.policy does, in one Lua script an operation, on the server's clock. All keys of an operation have one
+hash tag, the name that it guards: any Redis Cluster can hold them. Every key has a time to live. The server must not evict
 (`maxmemory-policy noeviction`): an evicted claim is work that can be done twice.
 """
 
 import math
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 from shared.clock import Clock
 from shared.errors import CircuitOpen, RateLimited
 from shared.guards import policy
-from shared.guards.base import Claim, Done, Guards, InFlight, New
+from shared.guards.base import Claim, Done, Guards, InFlight, New, Window
 from shared.guards.policy import BreakerRules
 from shared.redis.store import RedisStore
 
 LUA: Final = Path(__file__).parent / "lua"
 _CIRCUIT_MILLISECONDS: Final = 86_400_000  # a circuit that nobody has touched for a day says nothing about today
+_CORRECTION_MILLISECONDS: Final = 60_000  # longer than a call is asked for again
 _VIEW_SECONDS: Final = 1.0
 
 
@@ -65,22 +67,40 @@ class RedisIdempotency:
 
 
 class RedisRateLimiter:
-    """Token buckets. A reservation whose answer was lost is made again: tokens may be wasted, never granted twice."""
+    """Buckets. A reservation whose answer was lost is made again: tokens may be wasted, never granted twice."""
 
     def __init__(self, store: RedisStore) -> None:
         self._store = store
-        self._reserve, self._penalise = store.script("reserve"), store.script("penalise")
+        self._reserve, self._settle, self._penalise = (store.script(name) for name in ("reserve", "settle", "penalise"))
 
     async def reserve(
-        self, bucket: str, *, rate: float, burst: float, cost: float = 1.0, max_wait_seconds: float | None = None
+        self,
+        bucket: str,
+        *,
+        rate: float,
+        burst: float,
+        cost: float = 1.0,
+        windows: Sequence[Window] = (),
+        max_wait_seconds: float | None = None,
     ) -> float:
-        policy.check_limit(rate=rate, burst=burst, cost=cost)
+        policy.check_limit(rate=rate, burst=burst, cost=cost, windows=windows)
         longest = "" if max_wait_seconds is None else max_wait_seconds
-        taken, seconds = await self._store.run(self._reserve, key_of("bucket", bucket), rate, burst, cost, longest)
+        words = [
+            word
+            for window in windows
+            for word in (window.name, window.limit, window.cost, window.ends_in_seconds, window.length_seconds)
+        ]
+        taken, seconds = await self._store.run(
+            self._reserve, key_of("bucket", bucket), rate, burst, cost, longest, policy.WINDOW_KEPT_SECONDS, *words
+        )
         wait = float(seconds)
         if not taken and max_wait_seconds is not None:
             raise RateLimited(policy.refusal(bucket, wait, max_wait_seconds), retry_after_seconds=wait)
         return wait
+
+    async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
+        keys = key_of("bucket", bucket), f"{key_of('settled', bucket)}:{secrets.token_hex(8)}"
+        await self._store.run(self._settle, keys, window, cost, age_seconds, _CORRECTION_MILLISECONDS)
 
     async def penalise(self, bucket: str, seconds: float) -> None:
         await self._store.run(self._penalise, key_of("bucket", bucket), seconds)

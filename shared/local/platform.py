@@ -10,10 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
-from shared.clock import SystemClock
 from shared.config import Settings
 from shared.errors import ConfigurationError, Conflict
-from shared.guards import open_guards
 from shared.ids import workflow_id
 from shared.local.home import Home
 from shared.messages import WorkflowRequested
@@ -85,7 +83,7 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
     home = Home(settings.agent_team_home)
     try:
         # The guards live and die with the bus: a claim that outlived it would call work done whose reply was lost with it.
-        live = Runtime(settings, guards=open_guards("memory", SystemClock())) if runtime is None else runtime
+        live = Runtime(settings.model_copy(update={"guards_backend": "memory"})) if runtime is None else runtime
         async with _running(live) as platform:
             yield platform
     finally:

@@ -2,8 +2,8 @@
 
 A script is called by its hash and sent whole when the server does not know it, as after a restart. A caller who finds a connection
 free uses it at once; what is asked meanwhile goes out together over the next free one, so many callers share a round trip and none
-waits for a timer. A server that turns out to be part of a Redis Cluster is talked to as one from then on: every call names one key.
-Redis 6 or later; no functions, no modules.
+waits for a timer. A server that turns out to be part of a Redis Cluster is talked to as one from then on: every call names keys of
+one slot. Redis 6 or later; no functions, no modules.
 """
 
 import asyncio
@@ -95,9 +95,12 @@ class RedisStore:
         source = self._now_lua + (self._lua / f"{name}.lua").read_text(encoding="utf-8")
         return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
 
-    async def run(self, script: Script, key: str, *arguments: Argument) -> Any:
-        """The answer of a script. It must change nothing for the worse when it is run twice: a lost answer is asked for again."""
-        return await self.execute(script.command((key,), *arguments))
+    async def run(self, script: Script, keys: str | tuple[str, ...], *arguments: Argument) -> Any:
+        """The answer of a script over one key, or several with the same hash tag.
+
+        It must change nothing for the worse when it is run twice: a lost answer is asked for again.
+        """
+        return await self.execute(script.command((keys,) if isinstance(keys, str) else keys, *arguments))
 
     async def call(self, *words: Argument) -> Any:
         """The answer of a command whose second word is its key."""

@@ -53,7 +53,7 @@ class Runtime:
         self.settings = settings
         self.clock: Clock = SystemClock() if clock is None else clock
         self._workflows = workflows
-        self._serves = serves
+        self.serves = serves
         # A cached property looks here before it opens anything.
         given = {"bus": bus, "guards": guards, "store": store, "model": model}
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
@@ -93,7 +93,7 @@ class Runtime:
     def store(self) -> "WorkflowStore":
         from shared.state import open_store
 
-        return open_store(self.settings, functions=self._serves, database_url=lambda: self.database_url)
+        return open_store(self.settings, functions=self.serves, database_url=lambda: self.database_url)
 
     @cached_property
     def database_url(self) -> str:
@@ -108,10 +108,22 @@ class Runtime:
     def model(self) -> "Model":
         from shared.ai import open_model
 
-        key = self.settings.gemini_api_key
+        settings = self.settings
+        key = settings.gemini_api_key
         return open_model(
-            gemini_api_key=None if key is None else key.get_secret_value(), model=self.settings.ai_model_default, clock=self.clock
+            gemini_api_key=None if key is None else key.get_secret_value(),
+            model=settings.ai_model_default,
+            guards=self.guards,
+            clock=self.clock,
+            qps=settings.ai_rate_qps,
+            qps_given="ai_rate_qps" in settings.model_fields_set,
+            breaker=settings.enable_circuit_breaker,
         )
+
+    @property
+    def asked_models(self) -> tuple[str, ...]:
+        """The models that are asked, in this order; none where the offline model answers."""
+        return () if self.settings.gemini_api_key is None else (self.settings.ai_model_default,)
 
     @cached_property
     def functions(self) -> "dict[str, FunctionSpec]":

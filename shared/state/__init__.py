@@ -2,7 +2,7 @@
 
 from shared.state.base import Caller, Command, Event
 from shared.state.letters import DeadLetters, Letter, LetterFilter, LetterState
-from shared.state.opening import open_store
+from shared.state.opening import open_store, over_http
 from shared.state.store import WorkflowStore
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "LetterState",
     "WorkflowStore",
     "open_store",
+    "over_http",
 ]

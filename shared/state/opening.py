@@ -24,17 +24,22 @@ def open_store(settings: Settings, *, functions: Collection[str] | None, databas
     return WorkflowStore(_caller(settings, functions, database_url), max_running=settings.max_concurrent_pipelines)
 
 
+def over_http(settings: Settings, functions: Collection[str] | None) -> bool:
+    """Whether a process that serves `functions` takes Supabase's HTTP API."""
+    if functions is None or settings.supabase_url is None:
+        return False
+    return settings.database_url is None or _ON_THE_CONNECTION.isdisjoint(functions)
+
+
 def _caller(settings: Settings, functions: Collection[str] | None, database_url: Callable[[], str]) -> Caller:
     url, key = settings.supabase_url, settings.supabase_service_role_key
-    if functions is not None:
-        if (url is None) is not (key is None):
-            missing = "SUPABASE_URL" if url is None else "SUPABASE_SERVICE_ROLE_KEY"
-            raise ConfigurationError(f"{missing} is missing beside its other half; set both, or neither to use DATABASE_URL")
-        takes_connection = settings.database_url is not None and not _ON_THE_CONNECTION.isdisjoint(functions)
-        if url is not None and key is not None and not takes_connection:
-            from shared.state.supabase import SupabaseCaller
+    if functions is not None and (url is None) is not (key is None):
+        missing = "SUPABASE_URL" if url is None else "SUPABASE_SERVICE_ROLE_KEY"
+        raise ConfigurationError(f"{missing} is missing beside its other half; set both, or neither to use DATABASE_URL")
+    if url is not None and key is not None and over_http(settings, functions):
+        from shared.state.supabase import SupabaseCaller
 
-            return SupabaseCaller(url, key.get_secret_value())
+        return SupabaseCaller(url, key.get_secret_value())
     from shared.state.postgres import PostgresCaller
 
     return PostgresCaller(database_url())

@@ -57,8 +57,8 @@ DECLARED = (
     Metric("dead_letter.redriven", "counter", (), "Dead letters that were sent again."),
     Metric("guards.outage", "counter", ("guard",), "Times that a guard lost its store and fell back."),
     Metric("ai.requests", "counter", ("model", "outcome"), "Calls to models."),
-    Metric("ai.requests_per_second", "gauge", ("model",), "Calls to a model in the last second."),
-    Metric("ai.rate_limit.denied", "counter", ("model",), "Calls that a rate limit did not let through at once."),
+    Metric("ai.requests_per_second", "gauge", ("model",), "Calls to a model that this instance made in the last second."),
+    Metric("ai.rate_limit.denied", "counter", ("model",), "Calls that a rate limit put off for longer than is waited out."),
     Metric("ai.rate_limit.wait_ms", "histogram", ("model",), "Time that calls waited for a rate limit."),
     Metric("ai.fallback", "counter", ("from", "to", "reason"), "Calls that went on to the next model of the chain."),
     Metric("ai.breaker.state", "gauge", ("model",), "Circuit breaker: 0 closed, 1 half-open, 2 open."),
@@ -88,6 +88,11 @@ class Metrics:
     def gauge(self, name: str, value: float, /, **labels: str) -> None:
         """Set a gauge. Raises like `count`."""
         self._note("gauge", name, value, labels)
+
+    def watch(self, name: str, read: Callable[[], float], /, **labels: str) -> None:
+        """From now on show a gauge as `read` returns it then. What `gauge` sets is only logged. Raises like `count`."""
+        child = self._child("gauge", name, labels)
+        child.set_function(read)  # type: ignore[union-attr]  # the kind is checked
 
     def observe(self, name: str, value: float, /, **labels: str) -> None:
         """Add one observation to a histogram. Raises like `count`."""
@@ -128,15 +133,18 @@ class Metrics:
     def _open_series(self, kind: Kind, name: str, labels: dict[str, str]) -> Callable[[float], None]:
         from prometheus_client import Counter, Gauge
 
+        child = self._child(kind, name, labels)
+        if isinstance(child, Counter):
+            return child.inc
+        return child.set if isinstance(child, Gauge) else child.observe
+
+    def _child(self, kind: Kind, name: str, labels: dict[str, str]) -> "Counter | Gauge | Histogram":
         metric = _declared(name, labels)
         if metric.kind != kind:
             raise ValueError(f"metric {name!r} is a {metric.kind}, not a {kind}")
         self._open()
         family = self._families[name]
-        child = family.labels(*(labels[label] for label in metric.labels)) if labels else family
-        if isinstance(child, Counter):
-            return child.inc
-        return child.set if isinstance(child, Gauge) else child.observe
+        return family.labels(*(labels[label] for label in metric.labels)) if labels else family
 
     def _open(self) -> "CollectorRegistry":
         # Imported on first use: a process that counts nothing does not pay for it.

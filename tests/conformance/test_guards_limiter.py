@@ -1,4 +1,4 @@
-"""What shared.guards.base.RateLimiter promises, of every back end."""
+"""What shared.guards.base.RateLimiter promises of its token buckets, of every back end; see test_guards_windows for the rest."""
 
 import asyncio
 from itertools import pairwise
@@ -10,25 +10,7 @@ from hypothesis import strategies as st
 from shared.errors import ConfigurationError, RateLimited
 
 from .harness import GuardsBackend, GuardsRig
-
-
-async def reserve(
-    rig: GuardsRig, bucket: str = "b", *, rate: float = 1.0, burst: float = 5.0, cost: float = 1.0, max_wait: float | None = None
-) -> float:
-    """The wait in seconds of the suite; `rate` is per such second."""
-    wait = await rig.guards.limiter.reserve(
-        bucket,
-        rate=rate / rig.time.of(1),
-        burst=burst,
-        cost=cost,
-        max_wait_seconds=None if max_wait is None else rig.time.of(max_wait),
-    )
-    return wait / rig.time.of(1)
-
-
-def about(rig: GuardsRig, seconds: float) -> object:
-    """Equal where time stands still between two calls, near otherwise."""
-    return pytest.approx(seconds, abs=1e-5 if rig.abilities.moves_clock else 0.5)
+from .limits import about, reserve
 
 
 async def test_a_burst_passes_at_once_and_then_everybody_waits_one_interval_longer(guards_rig: GuardsRig) -> None:
@@ -141,58 +123,6 @@ async def test_what_happens_to_one_bucket_leaves_the_others_untouched(guards_rig
 async def test_a_limit_that_cannot_be_kept_is_refused(guards_rig: GuardsRig, rate: float, burst: float, cost: float) -> None:
     with pytest.raises(ConfigurationError, match="rate"):
         await reserve(guards_rig, rate=rate, burst=burst, cost=cost)
-
-
-class ModelBucket:
-    """A level that is filled up whenever somebody looks: what a virtual schedule must be equal to. Penalties left out."""
-
-    def __init__(self, rate: float, burst: float) -> None:
-        self.rate, self.burst, self.level = rate, burst, burst
-
-    def pass_by(self, seconds: float) -> None:
-        self.level = min(self.burst, self.level + seconds * self.rate)
-
-    def reserve(self, cost: float, max_wait: float | None) -> float | None:
-        wait = max(0.0, (cost - self.level) / self.rate)
-        if max_wait is not None and wait > max_wait + 1e-6:
-            return None
-        self.level -= cost
-        return wait
-
-
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("reserve"), st.integers(0, 8), st.sampled_from([None, 0, 1, 3, 10])),
-        st.tuples(st.just("wait"), st.integers(1, 10), st.none()),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.sampled_from([0.25, 1.0, 4.0]), st.integers(1, 6), STEPS)
-async def test_any_sequence_of_calls_waits_as_the_model_does(
-    guards_backend: GuardsBackend, rate: float, burst: int, steps: list[tuple[str, int, float | None]]
-) -> None:
-    if guards_backend.enough("limiter waits"):
-        return
-    async with guards_backend.rig() as rig:
-        model = ModelBucket(rate, burst)
-        for what, number, max_wait in steps:
-            if what == "wait":
-                if rig.abilities.moves_clock:
-                    await rig.time.pass_by(number)
-                    model.pass_by(number)
-                continue
-            limit = max_wait if rig.abilities.moves_clock else None
-            expected = model.reserve(number, limit)
-            try:
-                wait: float | None = await reserve(rig, rate=rate, burst=burst, cost=number, max_wait=limit)
-            except RateLimited:
-                wait = None
-            assert (wait is None) == (expected is None)
-            if wait is not None and expected is not None:
-                assert wait == about(rig, expected)
 
 
 @settings(max_examples=50, deadline=None)

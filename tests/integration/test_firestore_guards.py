@@ -18,10 +18,10 @@ from google.auth import exceptions as auth
 
 from shared.clock import ManualClock, SystemClock
 from shared.errors import AgentTeamError, ConfigurationError, Permanent, RateLimited, StoreUnavailable
-from shared.guards import Done, Guards, InFlight, New, open_guards
+from shared.guards import Done, Guards, InFlight, New, Window, open_guards
 from shared.guards.firestore import open_firestore
 from shared.guards.firestore_errors import translate
-from shared.guards.firestore_store import Fields, FirestoreStore
+from shared.guards.firestore_store import Fields, FirestoreStore, seconds
 from tests.support import firestore
 
 PROCESSES = 4
@@ -134,6 +134,20 @@ def test_a_busy_fleet_writes_far_less_often_than_it_calls(emulator: str, project
     assert cast(int, asyncio.run(writes())) < len(calls) / 4
 
 
+def test_many_processes_never_pass_a_windows_limit_and_use_it_up(emulator: str, project: str) -> None:
+    limit, length = 300.0, 2.0
+    with instances(PROCESSES, emulator, project, "window", 30, limit, length, 5, 0.05) as processes:
+        calls = sorted(tuple(call) for told in begin(processes) for call in told)
+
+    first = calls[0][0] // length
+    for number in range(1, 4):
+        end = (first + number) * length
+        # An answer takes its time: who was served of one window may go through in the next, but never the other way round.
+        used = sum(cost for _, through, cost in calls if through < end)
+        assert used <= number * limit
+        assert number == 1 or used >= 0.9 * (number - 1) * limit
+
+
 # --- the limiter -----------------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +163,51 @@ async def test_who_calls_often_is_served_of_a_lease(guards: Guards, store: Fires
         assert await guards.limiter.reserve("b", rate=200, burst=1000) == 0
 
     assert cast(int, (await stored(store, "buckets", "b"))["writes"]) < 20
+
+
+def minute(cost: float, limit: float = 1000) -> list[Window]:
+    return [Window("minute", limit, cost, 60, 60)]
+
+
+async def test_who_calls_often_is_served_of_a_lease_of_windows_too(guards: Guards, store: FirestoreStore) -> None:
+    for _ in range(100):
+        assert await guards.limiter.reserve("b", rate=200, burst=1000, windows=minute(5)) == 0
+
+    assert cast(int, (await stored(store, "buckets", "b"))["writes"]) < 20
+
+
+async def test_what_is_leased_of_a_window_is_used_up_before_anybody_waits(guards: Guards) -> None:
+    for _ in range(200):
+        assert await guards.limiter.reserve("b", rate=1000, burst=1000, windows=minute(5)) == 0
+
+    assert await guards.limiter.reserve("b", rate=1000, burst=1000, windows=minute(1)) > 50
+
+
+async def test_a_window_ends_when_the_caller_said_however_late_it_is_written(guards: Guards, store: FirestoreStore) -> None:
+    await guards.limiter.reserve("b", rate=10, burst=10, cost=20)
+    asked_at = seconds(datetime.now(UTC))
+    await guards.limiter.reserve("b", rate=10, burst=10, windows=minute(5))
+
+    assert seconds(datetime.now(UTC)) > asked_at + 0.5, "it was not written late"
+    _, ends, _ = cast("tuple[float, ...]", (await stored(store, "buckets", "b"))["window_minute"])
+    assert ends == pytest.approx(asked_at + 60, abs=0.2)
+
+
+async def test_corrections_wait_for_the_next_write_and_are_lost_by_none(guards: Guards, store: FirestoreStore) -> None:
+    async def known() -> tuple[object, float]:
+        fields = await stored(store, "buckets", "b")
+        return fields["writes"], cast("tuple[float, ...]", fields["window_minute"])[2]
+
+    await guards.limiter.reserve("b", rate=10, burst=10, windows=minute(600))
+    for _ in range(10):
+        await guards.limiter.settle("b", window="minute", cost=-10, age_seconds=0)
+    assert await known() == (1, 600)
+    await guards.limiter.reserve("b", rate=10, burst=10, cost=5, windows=minute(200))
+    await guards.limiter.settle("b", window="minute", cost=50, age_seconds=0)
+
+    async with asyncio.timeout(5):
+        while await known() != (3, 750):  # noqa: ASYNC110 - it is the emulator that changes
+            await asyncio.sleep(0.05)
 
 
 async def test_what_a_write_gives_back_is_not_used_meanwhile(guards: Guards, monkeypatch: pytest.MonkeyPatch) -> None:

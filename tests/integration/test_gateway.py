@@ -599,8 +599,11 @@ async def test_the_documentation_covers_every_path_with_its_problems() -> None:
         "GET /v1/dead-letters/{id}": ["200", "404", "422", "500", "503"],
         "POST /v1/dead-letters/redrive": ["200", "400", "413", "422", "500", "503"],
         "GET /health": ["200", "500", "503"],
+        "GET /health/ready": ["200", "500", "503"],
         "GET /metrics": ["200", "500", "503"],
     }
+    unready = operations["GET /health/ready"]["responses"].pop("503")
+    assert unready["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/Ready"}}}
     for operation in operations.values():
         assert operation["description"]
         for status, response in operation["responses"].items():
@@ -745,7 +748,7 @@ async def test_an_answer_that_breaks_off_is_not_continued_as_a_problem() -> None
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/docs", "/health", "/metrics", "/openapi.json", "/v1/workflows", "/nothing", "/v1/workflows/x"]
+    "path", ["/", "/docs", "/health", "/health/ready", "/metrics", "/openapi.json", "/v1/workflows", "/nothing", "/v1/workflows/x"]
 )
 async def test_every_answer_has_the_security_headers(client: httpx.AsyncClient, path: str) -> None:
     headers = (await client.get(path)).headers

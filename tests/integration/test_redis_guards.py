@@ -12,7 +12,7 @@ from redis import crc
 
 from shared.clock import ManualClock, SystemClock
 from shared.errors import AgentTeamError, CircuitOpen, ConfigurationError, StoreUnavailable
-from shared.guards import Done, Guards, InFlight, New, open_guards
+from shared.guards import Done, Guards, InFlight, New, Window, open_guards
 from shared.guards.redis import LUA, key_of, open_redis
 from shared.redis.store import RedisStore
 from tests.support.servers import RedisServer, free_port, redis_server
@@ -45,13 +45,17 @@ async def claim(guards: Guards, key: str = "k", *, lease: float = 10.0) -> New |
     return await guards.idempotency.claim(key, lease_seconds=lease, ttl_seconds=100)
 
 
+WINDOWS = [Window("minute", 1000, 10, 60, 60), Window("day", 100, 1, 3600, 86_400)]
+
+
 async def everything(guards: Guards, name: str = "x") -> None:
     """Each operation once."""
     answer = await claim(guards, name)
     assert isinstance(answer, New)
     assert await guards.idempotency.complete(name, token=answer.token, result=b"r")
     assert not await guards.idempotency.release(name, token=answer.token)
-    assert await guards.limiter.reserve(name, rate=1, burst=1) == 0
+    assert await guards.limiter.reserve(name, rate=1, burst=1, windows=WINDOWS) == 0
+    await guards.limiter.settle(name, window="minute", cost=-3, age_seconds=0)
     await guards.limiter.penalise(name, 1)
     await guards.breaker.before(name)
     await guards.breaker.after(name, success=False)
@@ -79,7 +83,7 @@ async def test_every_key_has_a_time_to_live(server: RedisServer, guards: Guards)
     await everything(guards)
 
     keys = server.execute("KEYS", "*")
-    assert len(keys) == 4
+    assert len(keys) == 5
     assert all(0 < server.execute("PTTL", key) <= 86_400_000 for key in keys)
 
 
@@ -89,7 +93,7 @@ async def test_every_operation_is_one_call_of_one_script(server: RedisServer, gu
     await everything(guards)
 
     calls = {name: figures["calls"] for name, figures in server.execute("INFO", "commandstats").items()}
-    assert (calls["cmdstat_evalsha"], calls.get("cmdstat_eval", 0)) == (8, 0)
+    assert (calls["cmdstat_evalsha"], calls.get("cmdstat_eval", 0)) == (9, 0)
     assert calls["cmdstat_get"] == 1
 
 
@@ -146,6 +150,28 @@ async def test_a_claim_whose_answer_was_lost_can_be_asked_for_again(server: Redi
     await store.close()
 
     assert (first, again, other[0]) == ([b"new"], [b"new"], b"in_flight")
+
+
+async def test_a_correction_whose_answer_was_lost_gives_back_once(server: RedisServer, guards: Guards) -> None:
+    store = RedisStore(server.url, LUA)
+    script, keys = store.script("settle"), (key_of("bucket", "b"), f"{key_of('settled', 'b')}:mark")
+    for limit in ([Window("minute", 10, 10, 60, 60)], []):
+        await guards.limiter.reserve("b", rate=10, burst=10, windows=limit)
+    answers = [await store.run(script, keys, "minute", -4.0, 0.0, 60_000) for _ in range(2)]
+    await store.close()
+
+    assert answers == [1, 0]
+    assert await guards.limiter.reserve("b", rate=10, burst=10, windows=[Window("minute", 10, 4, 60, 60)]) == 0
+    assert await guards.limiter.reserve("b", rate=10, burst=10, windows=[Window("minute", 10, 1, 60, 60)]) > 50
+
+
+async def test_a_window_outlives_its_bucket_by_itself(server: RedisServer, guards: Guards) -> None:
+    key = key_of("bucket", "b")
+    await guards.limiter.reserve("b", rate=1, burst=1, windows=WINDOWS)
+    await guards.limiter.reserve("b", rate=1, burst=1)
+    await guards.limiter.penalise("b", 1)
+
+    assert server.execute("PTTL", key) == pytest.approx(2 * 3_600_000, abs=10_000)
 
 
 async def test_scripts_that_the_server_forgot_are_sent_again(server: RedisServer, guards: Guards) -> None:
@@ -301,7 +327,11 @@ async def test_the_error_is_logged_once_and_the_guards_fall_back(caplog: pytest.
 
 @pytest.mark.parametrize("name", ["gemini-2.5-pro", "researcher:/agent-team/orchestrator#wf_1/plan/1", "with {braces"])
 def test_all_records_of_a_name_share_a_hash_slot_and_names_are_spread(name: str) -> None:
-    assert len({crc.key_slot(key_of(guard, name).encode()) for guard in ("claim", "bucket", "breaker", "cache")}) == 1
+    keys = [
+        *(key_of(guard, name) for guard in ("claim", "bucket", "breaker", "cache")),
+        f"{key_of('settled', name)}:0123456789abcdef",
+    ]
+    assert len({crc.key_slot(key.encode()) for key in keys}) == 1
     assert len({crc.key_slot(key_of("claim", f"{name}/{number}").encode()) for number in range(100)}) > 90
 
 

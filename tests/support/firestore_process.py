@@ -2,10 +2,12 @@
 
     python -m tests.support.firestore_process EMULATOR PROJECT claim COUNT LEASE_SECONDS
     python -m tests.support.firestore_process EMULATOR PROJECT reserve CALLERS RATE BURST SECONDS PAUSE_SECONDS
+    python -m tests.support.firestore_process EMULATOR PROJECT window CALLERS LIMIT LENGTH_SECONDS SECONDS PAUSE_SECONDS
 
 Prints `ready`, waits for a line, does its work and prints the result as JSON: `claim` the ids that it got, with their tokens;
 `reserve` when each call arrived and was let through, in seconds since the epoch. Each of CALLERS calls again PAUSE_SECONDS after it
-was let through. Then it waits for the end of its input.
+was let through. `window` the same, and what each call took of windows that end at whole multiples of their length. Then it waits
+for the end of its input.
 """
 
 import asyncio
@@ -13,10 +15,11 @@ import json
 import random
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from shared.clock import SystemClock
-from shared.guards import Guards, New
+from shared.guards import Guards, New, Window
 from shared.guards.firestore import open_firestore
 
 _AT_ONCE = 20
@@ -27,8 +30,7 @@ async def main(emulator: str, project: str, what: str, *numbers: str) -> None:
     await guards.breaker.state("warm")  # connected
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
-    work = claim_all if what == "claim" else reserve_all
-    say(json.dumps(await work(guards, *(float(number) for number in numbers))))
+    say(json.dumps(await WORK[what](guards, *(float(number) for number in numbers))))
     await asyncio.to_thread(sys.stdin.read)
     await guards.close()
 
@@ -63,6 +65,27 @@ async def reserve_all(guards: Guards, callers: float, rate: float, burst: float,
 
     await asyncio.gather(*(work() for _ in range(int(callers))))
     return passed
+
+
+async def use_windows(guards: Guards, callers: float, limit: float, length: float, seconds: float, pause: float) -> list[Any]:
+    passed: list[tuple[float, float, int]] = []
+    end = time.time() + seconds
+
+    async def work() -> None:
+        await asyncio.sleep(random.uniform(0, pause))
+        while (arrived := time.time()) < end:
+            cost = random.randint(1, 3)
+            window = Window("minute", limit, cost, length - arrived % length, length)
+            wait = await guards.limiter.reserve("model", rate=1000, burst=1000, windows=[window])
+            through = time.time() + wait
+            passed.append((arrived, through, cost))
+            await asyncio.sleep(max(0.0, min(through, end) - time.time()) + pause)
+
+    await asyncio.gather(*(work() for _ in range(int(callers))))
+    return passed
+
+
+WORK: dict[str, Callable[..., Awaitable[Any]]] = {"claim": claim_all, "reserve": reserve_all, "window": use_windows}
 
 
 def say(text: str) -> None:

@@ -16,6 +16,7 @@ from google.genai import errors as genai_errors
 
 from shared.ai import Price, Request, open_model
 from shared.ai.gemini import GeminiModel
+from shared.ai.guarded import BreakerModel
 from shared.ai.offline import OfflineModel
 from shared.clock import ManualClock
 from shared.errors import (
@@ -27,6 +28,7 @@ from shared.errors import (
     OutputInvalid,
     RateLimited,
 )
+from shared.guards import open_guards
 
 KEY = "AIza-a-key-that-is-secret"
 SCHEMA = {
@@ -383,13 +385,13 @@ async def test_every_error_of_the_service_is_translated(kind: type[genai_errors.
 @pytest.mark.parametrize("key", ["", "  ", "AIza\u00e9", "AIza\nsecond"])
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        open_model(gemini_api_key=key, model="gemini-2.5-pro")
+        open_model(gemini_api_key=key, model="gemini-2.5-pro", guards=open_guards("memory", ManualClock()))
     assert "GEMINI_API_KEY" in str(caught.value)
     assert "AIza" not in str(caught.value)
 
 
 def test_with_a_key_it_is_gemini_and_without_one_it_is_offline() -> None:
-    assert isinstance(open_model(gemini_api_key=None, model="gemini-2.5-pro"), OfflineModel)
-    model = open_model(gemini_api_key=f" {KEY}\n", model="gemini-2.5-pro")
-    assert isinstance(model, GeminiModel)
-    assert repr(model) == "GeminiModel('gemini-2.5-pro')"
+    guards = open_guards("memory", ManualClock())
+    assert isinstance(open_model(gemini_api_key=None, model="gemini-2.5-pro", guards=guards), OfflineModel)
+    assert isinstance(open_model(gemini_api_key=f" {KEY}\n", model="gemini-2.5-pro", guards=guards), BreakerModel)
+    assert repr(GeminiModel(f" {KEY}\n", "gemini-2.5-pro")) == "GeminiModel('gemini-2.5-pro')"

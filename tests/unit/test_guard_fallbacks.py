@@ -9,7 +9,7 @@ import pytest
 
 from shared.clock import ManualClock
 from shared.errors import CircuitOpen, ConfigurationError, RateLimited, StoreUnavailable
-from shared.guards import Guards, New, open_guards
+from shared.guards import Guards, New, Window, open_guards
 from shared.guards.fallback import with_fallbacks
 from shared.telemetry import metrics
 
@@ -124,6 +124,48 @@ async def test_a_penalty_outlives_the_store_that_knew_it(store: Store, guards: G
     await guards.limiter.penalise("other", 5)
 
     assert await guards.limiter.reserve("other", rate=10, burst=20) == 5
+
+
+def minute(cost: float) -> list[Window]:
+    return [Window("minute", 1000, cost, 60, 60)]
+
+
+async def tokens(guards: Guards, cost: float) -> float:
+    return await guards.limiter.reserve("b", rate=1000, burst=1000, windows=minute(cost))
+
+
+async def test_the_limiter_keeps_to_its_share_of_a_window(store: Store, guards: Guards) -> None:
+    store.error = ERRORS[0]
+
+    assert [await tokens(guards, cost) for cost in (60, 40, 1)] == [0, 0, 60]
+
+
+async def test_a_cost_above_the_share_of_a_window_has_a_window_to_itself(store: Store, guards: Guards) -> None:
+    store.error = ERRORS[0]
+
+    assert [await tokens(guards, cost) for cost in (1, 900, 1, 100)] == [0, 60, 120, 180]
+    with pytest.raises(ConfigurationError, match="never"):
+        await tokens(guards, 1001)
+
+
+async def test_a_correction_counts_where_reservations_are_counted(store: Store, guards: Guards, clock: ManualClock) -> None:
+    await tokens(guards, 1000)
+    await guards.limiter.settle("b", window="minute", cost=-100, age_seconds=0)
+    store.error = ERRORS[0]
+    await tokens(guards, 100)
+    await guards.limiter.settle("b", window="minute", cost=-100, age_seconds=0)
+    assert await tokens(guards, 100) == 0
+    store.error = None
+    await clock.advance(1)
+
+    with pytest.raises(RateLimited):
+        await guards.limiter.reserve("b", rate=1000, burst=1000, windows=minute(101), max_wait_seconds=0)
+    await guards.limiter.settle("b", window="minute", cost=-50, age_seconds=1)
+    store.error = ERRORS[0]
+    assert await tokens(guards, 1) == 59, "the share is used up, whatever was corrected in the store"
+    store.error = None
+    await clock.advance(1)
+    assert await tokens(guards, 150) == 0
 
 
 async def test_a_limit_that_cannot_be_kept_says_nothing_of_the_store(

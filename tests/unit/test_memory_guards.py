@@ -4,7 +4,7 @@ import pytest
 
 from shared.clock import ManualClock
 from shared.errors import CircuitOpen, ConfigurationError
-from shared.guards import New, open_guards
+from shared.guards import New, Window, open_guards
 from shared.guards.memory import MemoryBreaker, MemoryCache, MemoryIdempotency, MemoryRateLimiter
 from shared.guards.policy import BreakerRules
 
@@ -58,6 +58,19 @@ async def test_buckets_that_are_full_again_are_forgotten() -> None:
         await clock.advance(60)
 
     assert len(limiter) <= 202
+
+
+async def test_windows_that_are_long_over_are_forgotten() -> None:
+    clock = ManualClock()
+    limiter = MemoryRateLimiter(clock)
+    for n in range(100):
+        await limiter.reserve(f"model-{n}", rate=1, burst=1, windows=[Window("minute", 10, 1, 60, 60)])
+        await limiter.settle(f"model-{n}", window="minute", cost=-1, age_seconds=0)
+    await clock.advance(2 * 3600)
+    for n in range(100):
+        await limiter.reserve(f"other-{n}", rate=1, burst=1)
+
+    assert len(limiter) == 100
 
 
 async def test_a_breakers_rules_can_be_chosen() -> None:

@@ -84,6 +84,22 @@ def test_a_counter_adds_a_gauge_sets_and_a_histogram_observes(metrics: Metrics) 
     assert 'task_duration_ms_sum{task="writer"} 4012.3' in text
 
 
+def test_a_watched_gauge_shows_what_is_read_at_the_moment(metrics: Metrics) -> None:
+    readings = iter([3.0, 1.0])
+    metrics.watch("ai.requests_per_second", lambda: next(readings), model="m")
+    metrics.gauge("ai.requests_per_second", 77, model="m")
+    metrics.gauge("ai.requests_per_second", 5, model="other")
+    assert metrics.value("ai.requests_per_second", model="m") == 3
+    assert 'ai_requests_per_second{model="m"} 1.0' in metrics.text().decode()
+    metrics.watch("workflow.queued", lambda: 9)
+    metrics.watch("ai.requests_per_second", lambda: 8, model="m")
+    assert (metrics.value("workflow.queued"), metrics.value("ai.requests_per_second", model="m")) == (9, 8)
+    with pytest.raises(ValueError, match="is a counter, not a gauge"):
+        metrics.watch("ai.cache.hit", lambda: 1)
+    with pytest.raises(ValueError, match="labels"):
+        metrics.watch("workflow.queued", lambda: 1, model="m")
+
+
 def test_labels_may_be_given_in_any_order_and_may_be_words_of_python(metrics: Metrics) -> None:
     metrics.count("ai.fallback", **{"from": "pro", "to": "flash", "reason": "quota"})
     metrics.count("ai.fallback", reason="quota", to="flash", **{"from": "pro"})

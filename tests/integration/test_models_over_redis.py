@@ -1,0 +1,124 @@
+"""Models of several instances that share their limits and breakers in a real Redis."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from shared.ai import Model, Request
+from shared.ai.catalog import Limit
+from shared.ai.guarded import BreakerModel
+from shared.ai.limited import LimitedModel
+from shared.clock import Clock, ManualClock, SystemClock
+from shared.errors import CircuitOpen, ModelUnavailable, RateLimited
+from shared.guards import Guards, open_guards
+from tests.support.doubles import ScriptedModel
+from tests.support.servers import RedisServer, redis_server
+
+REQUEST = Request(prompt="x" * 400, max_tokens=900, timeout_seconds=100)
+INSTANCES = 3
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RedisServer]:
+    with redis_server() as running:
+        yield running
+
+
+@pytest.fixture
+async def fleet(server: RedisServer) -> AsyncIterator[list[Guards]]:
+    """The guards of each instance."""
+    server.execute("FLUSHALL")
+    opened = [open_guards("redis", ManualClock(), redis_url=server.url, instances=INSTANCES) for _ in range(INSTANCES)]
+    yield opened
+    for guards in opened:
+        await guards.close()
+
+
+class TellingClock(ManualClock):
+    """Tells when somebody waits for it to move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asleep = asyncio.Event()
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            self.asleep.set()
+        await super().sleep(seconds)
+
+
+def limited(guards: Guards, limit: Limit, inner: Model, clock: Clock) -> LimitedModel:
+    return LimitedModel(inner, guards.limiter, limit, clock, name="gemini-over-redis")
+
+
+async def served(models: list[LimitedModel], calls: int) -> int:
+    """How many of so many calls at once come through."""
+    outcomes = await asyncio.gather(*(models[n % len(models)].generate(REQUEST) for n in range(calls)), return_exceptions=True)
+    assert {type(outcome).__name__ for outcome in outcomes} <= {"Reply", "RateLimited"}
+    return sum(not isinstance(outcome, RateLimited) for outcome in outcomes)
+
+
+async def test_a_days_requests_are_shared(fleet: list[Guards]) -> None:
+    limit = Limit(qps=1000, burst=1000, per_day=20)
+    models = [limited(guards, limit, ScriptedModel("answer"), ManualClock()) for guards in fleet]
+    assert await served(models, 60) == 20
+
+
+async def test_a_minutes_tokens_are_shared_and_settled(fleet: list[Guards]) -> None:
+    # Each call uses 15 of the 1,000 tokens that were guessed.
+    limit = Limit(qps=1000, burst=1000, tokens_per_minute=1100)
+    models = [limited(guards, limit, ScriptedModel("answer"), ManualClock()) for guards in fleet]
+    assert [await served([models[n % INSTANCES]], 1) for n in range(8)] == [1, 1, 1, 1, 1, 1, 1, 0]
+
+
+async def test_a_429_of_one_instance_holds_the_others_back(fleet: list[Guards]) -> None:
+    limit = Limit(qps=1000, burst=1000)
+    one = limited(fleet[0], limit, ScriptedModel(RateLimited("full", retry_after_seconds=3000)), ManualClock())
+    other = limited(fleet[1], limit, ScriptedModel("answer"), ManualClock())
+    assert (await other.generate(REQUEST)).output == "answer"
+    with pytest.raises(RateLimited, match="full"):
+        await one.generate(REQUEST)
+
+    with pytest.raises(RateLimited, match="rate limit model:gemini-over-redis") as refused:
+        await other.generate(REQUEST)
+    assert refused.value.retry_after_seconds == pytest.approx(3000, abs=60)
+
+
+async def test_a_wait_that_is_cancelled_gives_back_its_request(fleet: list[Guards]) -> None:
+    clock, limit = TellingClock(), Limit(qps=4, burst=1, per_day=2)
+    model = limited(fleet[0], limit, ScriptedModel("answer"), clock)
+    await model.generate(REQUEST)
+    waiting = asyncio.create_task(model.generate(REQUEST))
+    async with asyncio.timeout(10):
+        await clock.asleep.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+
+    # Of the day there is one request left.
+    assert await served([limited(fleet[1], limit, ScriptedModel("answer"), SystemClock())], 5) == 1
+
+
+async def test_a_breaker_that_one_instance_opened_is_open_for_the_others(fleet: list[Guards]) -> None:
+    def behind_breaker(guards: Guards, inner: Model) -> BreakerModel:
+        return BreakerModel(inner, guards.breaker, ManualClock(), name="gemini-over-redis")
+
+    one = behind_breaker(fleet[0], ScriptedModel(ModelUnavailable("gone")))
+    other = behind_breaker(fleet[1], ScriptedModel("answer"))
+    for _ in range(5):
+        with pytest.raises(ModelUnavailable):
+            await one.generate(REQUEST)
+    with pytest.raises(CircuitOpen):
+        await other.generate(REQUEST)
+
+
+async def test_without_the_store_each_instance_goes_on_with_its_share() -> None:
+    limit = Limit(qps=1000, burst=1000, per_day=20, tokens_per_minute=100_000)
+    with redis_server() as server:
+        guards = open_guards("redis", ManualClock(), redis_url=server.url, instances=10)
+        model = limited(guards, limit, ScriptedModel("answer"), ManualClock())
+        assert await served([model], 1) == 1
+        server.kill()
+        assert await served([model], 20) == 2
+        await guards.close()
