@@ -141,7 +141,7 @@ class PushTokens:
                 token, certs={key_id: certificate}, audience=self._audience, clock_skew_in_seconds=_SKEW_SECONDS
             )
         except exceptions.InvalidValue:
-            raise _refused("is expired, not yet valid, or for another audience than PUSH_AUDIENCE") from None
+            raise _refused("is expired, not yet valid, for another audience than PUSH_AUDIENCE, or of no known algorithm") from None
         except Exception:
             raise _refused("has no valid signature of Google's") from None
         return claims
