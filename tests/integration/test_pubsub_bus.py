@@ -6,6 +6,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from functools import partial
 
 import grpc  # type: ignore[import-untyped]
@@ -108,7 +109,7 @@ async def test_large_messages_cross_the_emulator_many_at_a_time(bus: PubSubBus, 
         return Outcome.ACK
 
     await bus.publish([Message("tasks", f"{n:02}".encode() + bytes(520_000)) for n in range(30)])
-    await bus.subscribe(WORKER, handler)
+    await bus.subscribe(replace(WORKER, concurrency=30), handler)
     await until(lambda: len(arrived) == 30)
 
 
