@@ -154,6 +154,24 @@ async def test_a_full_server_says_so() -> None:
     assert "is full; raise its maxmemory" in str(error)
 
 
+async def test_a_full_server_can_be_emptied_by_a_worker_that_comes_back(server: RedisServer) -> None:
+    recorder = Recorder()
+    async with bus_at(server) as bus:
+        await bus.subscribe(PLAIN, recorder)
+    async with bus_at(server) as bus:
+        await bus.publish(numbered(100))
+        server.execute("CONFIG", "SET", "maxmemory", 1)
+        try:
+            with pytest.raises(BusUnavailable, match="is full"):
+                await bus.publish(numbered(1))
+            await bus.subscribe(PLAIN, recorder)
+            await until(lambda: server.execute("XLEN", stream_key("tasks")) == 0)
+        finally:
+            server.execute("CONFIG", "SET", "maxmemory", 0)
+
+    assert len(recorder.deliveries) == 100
+
+
 async def test_a_replica_says_so(server: RedisServer) -> None:
     with redis_server("--replicaof", "127.0.0.1", str(server.port)) as replica:
         await until(lambda: "connected" in str(replica.execute("INFO", "replication")))

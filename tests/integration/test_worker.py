@@ -141,7 +141,7 @@ async def test_a_report_is_written_by_two_workers_one_of_agents_and_one_of_the_o
         assert not [line for line in worker.lines() if line["level"] in ("warn", "error")]
 
 
-async def test_workers_that_are_ended_and_killed_under_load_lose_nothing(
+async def test_workers_that_are_ended_under_load_lose_nothing(
     server: RedisServer, database: str, tmp_path: Path, start: Start
 ) -> None:
     workers = [start(), start()]

@@ -97,6 +97,11 @@ def test_other_errors_are_transient_too(error: Exception, said: str) -> None:
     assert said in str(translated)
 
 
+def test_a_bus_is_told_of_itself_and_of_mistakes_as_everybody() -> None:
+    assert type(translate(TimeoutError(), WHERE, unavailable=BusUnavailable)) is BusUnavailable
+    assert type(translate(driver.AuthenticationError(), WHERE, unavailable=BusUnavailable)) is ConfigurationError
+
+
 def test_the_platforms_own_errors_stay_what_they_are() -> None:
     own = BusUnavailable("x")
     assert translate(own, WHERE) is own
