@@ -7,6 +7,7 @@ after `max_attempts` deliveries it moves to the subscription's dead-letter topic
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from enum import Enum
 from typing import Protocol
 
@@ -22,7 +23,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One arrival of a message at a subscription. `attempt` counts from 1; None where the bus does not tell."""
+    """One arrival of a message at a subscription. `attempt` counts from 1; what the bus does not tell is None."""
 
     subscription: str
     topic: str
@@ -30,6 +31,7 @@ class Delivery:
     attributes: Mapping[str, str]
     message_id: str
     attempt: int | None = None
+    published_at: datetime | None = None
 
 
 class Outcome(Enum):

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from asyncio import TimerHandle
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC
 from random import uniform
 from typing import Any, Final
 
@@ -137,6 +138,7 @@ class Puller:
             dict(message.attributes),
             message.message_id,
             received.delivery_attempt or None,
+            message.publish_time.ToDatetime(UTC),
         )
         loop = asyncio.get_running_loop()
         run = _Run(received.ack_id)
