@@ -1,7 +1,7 @@
 """Keeps the claims on work in progress: short leases, renewed while their holder lives.
 
-So a claim says "somebody works on it" for half a minute after its process died, not for as long as the work might have taken, and
-the copy that comes next does the work. Work that takes under ten seconds costs no renewal.
+So a claim says "somebody works on it" for a quarter of a minute after its process died, not for as long as the work might have
+taken, and the copy that comes next does the work. Work that takes under five seconds costs no renewal.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from shared.guards import Idempotency
 from shared.telemetry import describe_error
 
 _log = logging.getLogger(__name__)
-LEASE_SECONDS = 30.0
+LEASE_SECONDS = 15.0
 _RENEWED_AFTER_SECONDS = LEASE_SECONDS / 3
 
 

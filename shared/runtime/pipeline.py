@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from shared.bus import Bus, Delivery, Message, Outcome
 from shared.clock import Clock
 from shared.errors import ConfigurationError, EnvelopeRejected, Permanent, Transient
-from shared.guards import Cache, Done, Idempotency, InFlight, New
+from shared.guards import Cache, Claim, Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
 from shared.runtime.leases import Leases
 from shared.runtime.letters import note_failure
 from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
 
 _log = logging.getLogger(__name__)
+_FIRST_LOOK_SECONDS = 0.05
+_LONGEST_LOOK_SECONDS = 2.0
 
 Work = Callable[[Envelope], Awaitable[Sequence[Message]]]
 """Does what an envelope asks for and returns what shall be published."""
@@ -92,10 +94,7 @@ class Pipeline:
             await self._publish(await self._work(envelope))
             return Outcome.ACK
         guard, key = leases.guard, claim_key(self._function, envelope)
-        # At most once, a claim is never given up: whether the work was done or lost, it must not be done again.
-        lease_seconds = link.ttl_seconds if link.at_most_once else leases.seconds
-        claim = await guard.claim(key, lease_seconds=lease_seconds, ttl_seconds=link.ttl_seconds)
-        match claim:
+        match await self._claim(leases, key):
             case Done(result):
                 metrics.count("delivery.duplicate")
                 if result is not None:  # stored, but perhaps never published
@@ -112,6 +111,22 @@ class Pipeline:
                 finally:
                     leases.drop(key, token)
                 return Outcome.ACK
+
+    async def _claim(self, leases: Leases, key: str) -> Claim:
+        """Claim, and sit out a claim of somebody who may be dead: coming again would use up the message's attempts meanwhile."""
+        link = self._link
+        if link.at_most_once:
+            # Never given up: whether the work was done or lost, it must not be done again.
+            return await leases.guard.claim(key, lease_seconds=link.ttl_seconds, ttl_seconds=link.ttl_seconds)
+        pause, until = _FIRST_LOOK_SECONDS, 0.0
+        while True:
+            claim = await leases.guard.claim(key, lease_seconds=leases.seconds, ttl_seconds=link.ttl_seconds)
+            now = link.clock.monotonic()
+            if not isinstance(claim, InFlight) or (until and now >= until):
+                return claim  # or it was renewed: its holder is alive
+            until = until if until else now + claim.seconds
+            await link.clock.sleep(min(pause, max(until - now, _FIRST_LOOK_SECONDS)))
+            pause = min(2 * pause, _LONGEST_LOOK_SECONDS)
 
     async def _work_on(self, envelope: Envelope, guard: Idempotency, key: str, token: str) -> None:
         try:

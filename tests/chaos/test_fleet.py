@@ -106,9 +106,9 @@ async def assert_nothing_stays_on_redis(fleet: Fleet) -> None:
 
 async def _left_on_redis(client: Any) -> dict[str, Any]:
     left: dict[str, Any] = {}
-    async for key in client.scan_iter("agent-team:topic:*"):
+    async for key in client.scan_iter("agent-team:*:*"):
         kind = await client.type(key)
-        if kind == b"zset" and await client.zcard(key):
+        if key.startswith(b"agent-team:held:") and await client.zcard(key):
             left[key.decode()] = await client.zcard(key)
         elif kind == b"stream":
             newest = (await client.xinfo_stream(key))["last-generated-id"]
