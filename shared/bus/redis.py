@@ -3,7 +3,7 @@
 - A topic is a stream and a subscription a consumer group of it, see `redis_group`. The group is made when somebody first
   subscribes, and gets what is in the stream by then: what was published before the first worker started is not lost.
 - At least once, in no promised order, with the rules of shared.bus.policy. What is not acknowledged before the deadline is taken
-  over by whoever reads the subscription, so a process that died needs nobody to notice; what was delivered is counted by Redis.
+  over by whoever reads the subscription, and what a dead process had soon after its death. Redis itself counts deliveries.
 - A handler that misses its deadline is treated as the memory bus does: its place is free, its late ACK settles the message, its
   RETRY says nothing.
 - A dead letter has the id `<subscription>/<message id>`. After a crash at the wrong moment there are two of that id.
@@ -25,7 +25,7 @@ from typing import Final
 
 from shared.bus.base import Handler, Message, Subscription
 from shared.bus.policy import RETENTION_SECONDS, check_messages
-from shared.bus.redis_group import LUA, Group, add_command, stream_key
+from shared.bus.redis_group import LUA, SILENCE_SECONDS, Group, add_command, stream_key
 from shared.bus.redis_subscriber import Outages, Subscriber
 from shared.clock import Clock
 from shared.errors import BusUnavailable, Conflict
@@ -49,11 +49,13 @@ class RedisBus:
         *,
         max_bytes: int,
         grace_seconds: float = _GRACE_SECONDS,
+        silence_seconds: float = SILENCE_SECONDS,
     ) -> None:
         self._store = RedisStore(url, LUA, unavailable=BusUnavailable)
         self._clock = clock
         self._max_bytes = max_bytes
         self._grace_seconds = grace_seconds
+        self._silence_seconds = silence_seconds
         self._trim = self._store.script("trim")
         self._trimmed_at: dict[str, float] = {}
         self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -79,7 +81,7 @@ class RedisBus:
         subscriber = Subscriber(
             subscription,
             handler,
-            Group(self._store, subscription, self._consumer),
+            Group(self._store, subscription, self._consumer, silence_seconds=self._silence_seconds),
             bury=self._bury,
             clock=self._clock,
             outages=self._outages,

@@ -21,6 +21,8 @@ from shared.redis.store import Argument, Command, RedisStore
 
 LUA: Final = Path(__file__).parent / "lua"
 HOLDER: Final = "-held-back-"
+SILENCE_SECONDS: Final = 15.0
+"""A consumer that has not looked for so long is taken for dead: it looks twice a second while it lives."""
 _FORGET_MILLISECONDS: Final = 3_600_000  # after this long a consumer that reads twice a second is gone
 _IDS_AT_ONCE: Final = 1_000  # what Lua can unpack is limited
 
@@ -73,6 +75,11 @@ def held_key(subscription: Subscription) -> str:
     return f"agent-team:held:{{{subscription.topic}}}:{subscription.name}"
 
 
+def looked_key(subscription: Subscription) -> str:
+    """The key of the set that says when each consumer last looked."""
+    return f"agent-team:looked:{{{subscription.topic}}}:{subscription.name}"
+
+
 def add_command(message: Message, *, message_id: str | None = None) -> Command:
     """Stores a message. With `message_id` that is its id, else its place in the stream is."""
     words: tuple[Argument, ...] = ("XADD", stream_key(message.topic), "*", "d", message.data, "a", orjson.dumps(message.attributes))
@@ -89,11 +96,14 @@ def published_milliseconds(id: str) -> int:
 class Group:
     """The calls that one consumer makes. They raise BusUnavailable or ConfigurationError."""
 
-    def __init__(self, store: RedisStore, subscription: Subscription, consumer: str) -> None:
+    def __init__(
+        self, store: RedisStore, subscription: Subscription, consumer: str, *, silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
         self._store = store
         self._subscription = subscription
         self._consumer = consumer
         self._stream = stream_key(subscription.topic)
+        self._silence_seconds = silence_seconds
         self._keys = (self._stream, held_key(subscription))
         self._join, self._settle, self._fail, self._take, self._hand_back, self._lag = (
             store.script(name) for name in ("join", "settle", "fail", "take", "hand_back", "lag")
@@ -120,11 +130,11 @@ class Group:
         return [_entry(id, fields) for id, fields in entries]
 
     async def take(self, most: int) -> Taken:
-        """Hold back what is overdue, whoever has it, and take up to `most` that are due."""
+        """Hold back what is overdue or with the dead, and take up to `most` that are due. Whoever looks so is alive."""
         rules = self._subscription
         now, due, overdue, held = await self._store.execute(
             self._take.command(
-                self._keys,
+                (*self._keys, looked_key(rules)),
                 rules.name,
                 HOLDER,
                 self._consumer,
@@ -134,6 +144,7 @@ class Group:
                 _milliseconds(rules.max_backoff_seconds),
                 0 if rules.dead_letter_topic is None else rules.max_attempts,
                 max(_FORGET_MILLISECONDS, _milliseconds(rules.ack_deadline_seconds)),
+                _milliseconds(self._silence_seconds),
             )
         )
         return Taken(

@@ -12,7 +12,7 @@ import pytest
 from shared.bus import Delivery, Message, Outcome
 from shared.bus.policy import MAX_DATA_BYTES
 from shared.bus.redis import RedisBus
-from shared.bus.redis_group import HOLDER, LUA, Entry, Failed, Group, Held, held_key, stream_key
+from shared.bus.redis_group import HOLDER, LUA, Entry, Failed, Group, Held, held_key, looked_key, stream_key
 from shared.clock import SystemClock
 from shared.errors import BusUnavailable
 from shared.redis.store import RedisStore
@@ -61,22 +61,39 @@ def killed_consumer(server: RedisServer) -> Iterator["subprocess.Popen[str]"]:
     process.communicate()
 
 
+@pytest.mark.parametrize(("deadline", "silence"), [(1.0, 600.0), (600.0, 1.0)], ids=["overdue", "silent"])
 async def test_what_a_killed_process_had_is_taken_over_and_counted(
-    server: RedisServer, killed_consumer: "subprocess.Popen[str]"
+    server: RedisServer, killed_consumer: "subprocess.Popen[str]", deadline: float, silence: float
 ) -> None:
-    async with bus_at(server) as bus:
+    async with bus_at(server, silence_seconds=silence) as bus:
         await bus.publish(numbered(5))
         assert killed_consumer.stdout is not None
         told = [await asyncio.to_thread(killed_consumer.stdout.readline) for _ in range(5)]
         killed_consumer.kill()
         recorder = Recorder()
-        await bus.subscribe(plain(ack_deadline_seconds=1.0), recorder)
+        await bus.subscribe(plain(ack_deadline_seconds=deadline), recorder)
         await until(lambda: len(recorder.deliveries) == 5)
         await until(lambda: pending(server) == 0)
 
     assert sorted(told) == [f"{number} 1\n" for number in range(5)]
     assert recorder.attempts() == [2] * 5
     assert len({one.message_id for one in recorder.deliveries}) == 5
+
+
+async def test_who_works_long_is_not_taken_for_dead(server: RedisServer) -> None:
+    slow, other = Hanging(), Recorder()
+    long = plain(ack_deadline_seconds=600.0, concurrency=1)
+    async with bus_at(server, silence_seconds=1.0) as busy, bus_at(server, silence_seconds=1.0) as idle:
+        await busy.subscribe(long, slow)
+        await busy.publish(numbered(1))
+        await until(lambda: pending(server) == 1)
+        await idle.subscribe(long, other)
+        later = time.time() * 1000 + 2_500
+        # Both have looked again and again, for more than twice the silence.
+        await until(lambda: server.execute("ZCOUNT", looked_key(long), later, "+inf") == 2)
+        assert other.deliveries == []
+        slow.let_go.set()
+        await until(lambda: pending(server) == 0)
 
 
 async def test_who_lost_a_message_to_another_can_still_settle_it_but_not_have_it_tried_again(
@@ -256,7 +273,7 @@ async def test_with_one_subscription_nothing_stays_that_is_settled(server: Redis
         await until(lambda: server.execute("XLEN", stream_key("tasks")) == 0)
 
     assert sorted(recorder.attempts(), key=str) == [1] * 100 + [2] * 100
-    assert set(server.execute("KEYS", "*")) == {stream_key("tasks").encode()}
+    assert set(server.execute("KEYS", "*")) == {stream_key("tasks").encode(), looked_key(PLAIN).encode()}
 
 
 # Coming and going

@@ -1,11 +1,14 @@
--- KEYS[1] stream, KEYS[2] held back; ARGV group, owner of what is held back, consumer, how many to take, ack deadline in ms,
--- least and longest backoff in ms, attempts after which a message is dead (0: never), ms after which a silent consumer is forgotten.
--- First holds back what is overdue, whoever has it; then takes what is due.
+-- KEYS[1] stream, KEYS[2] held back, KEYS[3] when each consumer last looked; ARGV group, owner of what is held back, consumer, how many
+-- to take, ack deadline in ms, least and longest backoff in ms, attempts after which a message is dead (0: never), ms after which a
+-- silent consumer is forgotten, ms after which it is taken for dead.
+-- First holds back what is overdue, whoever has it, and all that the dead have; then takes what is due.
 -- → {now, ms until the next is due or -1, how many were overdue, {id, attempts so far, fields or false if it was trimmed}…}
 local stream, held, group, holder, consumer = KEYS[1], KEYS[2], ARGV[1], ARGV[2], ARGV[3]
 local most, deadline, least, longest = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local attempts, forgotten = tonumber(ARGV[8]), tonumber(ARGV[9])
+local attempts, forgotten, silence = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10])
 local milliseconds = math.floor(now * 1000)
+redis.pcall('ZADD', KEYS[3], milliseconds, consumer) -- a full server takes no more, and must be emptied all the same
+redis.call('PEXPIRE', KEYS[3], forgotten)
 
 local function named(list)
   local fields = {}
@@ -19,7 +22,9 @@ local overdue = 0
 for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
   local one = named(info)
   if one.name ~= holder and one.pending > 0 then
-    for _, pending in ipairs(redis.call('XPENDING', stream, group, 'IDLE', deadline, '-', '+', 100, one.name)) do
+    local looked = tonumber(redis.call('ZSCORE', KEYS[3], one.name) or milliseconds)
+    local idle = milliseconds - looked > silence and 0 or deadline
+    for _, pending in ipairs(redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', 100, one.name)) do
       local pause = math.min(least * 2 ^ math.min(pending[4] - 1, 60), longest)
       redis.call('ZADD', held, milliseconds + math.floor(pause), pending[1])
       redis.call('XCLAIM', stream, group, holder, 0, pending[1], 'RETRYCOUNT', pending[4], 'JUSTID')
@@ -27,6 +32,7 @@ for _, info in ipairs(redis.call('XINFO', 'CONSUMERS', stream, group)) do
     end
   elseif one.name ~= holder and one.idle > forgotten then
     redis.call('XGROUP', 'DELCONSUMER', stream, group, one.name)
+    redis.call('ZREM', KEYS[3], one.name)
   end
 end
 
