@@ -63,25 +63,34 @@ def reserve(
 ) -> tuple[float, Schedule]:
     """The seconds until the costs may be used, and the schedule without them. Without holes exactly policy.reserve."""
     windows = tuple(windows)
-    holes = _ahead(schedule.holes, now)
-    if holes and schedule.blocked_until <= now:
-        free = (*holes, Stretch(max(schedule.full_at, now), float("inf")))
-        for first in range(len(holes)):
-            end, left = _fill(free[first:], cost / rate)
-            # Else the first tokens would be too old by the time when the last may be used.
-            if end <= free[first].start + burst / rate + _SLACK_SECONDS:
-                there_at = max(now, end - burst / rate)
-                used_at, records = policy.place(schedule.windows, now, there_at, windows)
-                if used_at > there_at:
-                    break  # nor may they become too old while their caller waits for a window
-                wait = used_at - now
-                rest = Schedule(left[-1].start, schedule.blocked_until, (*holes[:first], *left[:-1]), records)
-                return (wait if wait > _SLACK_SECONDS else 0.0), rest
+    at = now
+    while schedule.blocked_until <= now and (found := _of_holes(schedule, now, at, rate=rate, burst=burst, cost=cost)):
+        there_at, rest = found
+        at, records = policy.place(schedule.windows, now, there_at, windows)
+        if at <= there_at:
+            wait = there_at - now
+            return (wait if wait > _SLACK_SECONDS else 0.0), rest._replace(windows=records)
     bucket = Bucket(schedule.full_at, schedule.blocked_until, schedule.windows)
     wait, bucket = policy.reserve(bucket, now, rate=rate, burst=burst, cost=cost, windows=windows)
     # What lies before the end of a penalty is lost to everybody.
-    holes = () if schedule.blocked_until > now else holes
+    holes = () if schedule.blocked_until > now else _ahead(schedule.holes, now)
     return wait, Schedule(bucket.full_at, bucket.blocked_until, holes, bucket.windows)
+
+
+def _of_holes(
+    schedule: Schedule, now: float, at: float, *, rate: float, burst: float, cost: float
+) -> tuple[float, Schedule] | None:
+    """When tokens that holes help to make up may be used, not before `at`, and the schedule without them."""
+    filling = burst / rate
+    holes = _ahead(schedule.holes, at)
+    free = (*holes, Stretch(max(schedule.full_at, at), float("inf")))
+    for first in range(len(holes)):
+        end, left = _fill(free[first:], cost / rate)
+        # Else the first tokens would be too old by the time when the last may be used.
+        if end <= free[first].start + filling + _SLACK_SECONDS:
+            before = tuple(Stretch(one.start, min(one.end, at)) for one in _ahead(schedule.holes, now) if one.start < at)
+            return max(at, end - filling), schedule._replace(full_at=left[-1].start, holes=(*before, *holes[:first], *left[:-1]))
+    return None
 
 
 def lease(

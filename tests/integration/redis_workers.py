@@ -21,22 +21,23 @@ _CALLERS = 100
 
 
 async def reserve(guards: Guards, *, begin: float, seconds: float, callers: int) -> Any:
-    """Each caller asks, waits as told and goes through, again and again: [when asked, when through] of each."""
-    through: list[tuple[float, float]] = []
+    """Each caller asks, waits as told and goes through, again and again: [when asked, when answered, the wait] of each."""
+    granted: list[tuple[float, float, float]] = []
     end = begin + seconds
 
     async def caller() -> None:
         await asyncio.sleep(random.uniform(0, 0.3))
         while (asked := time.time()) < end:
             try:
-                await asyncio.sleep(await guards.limiter.reserve("fleet", rate=50, burst=50, max_wait_seconds=1))
+                wait = await guards.limiter.reserve("fleet", rate=50, burst=50, max_wait_seconds=1)
             except RateLimited:
                 await asyncio.sleep(0.5)
             else:
-                through.append((asked, time.time()))
+                granted.append((asked, time.time(), wait))
+                await asyncio.sleep(wait)
 
     await asyncio.gather(*(caller() for _ in range(callers)))
-    return [one for one in through if one[1] <= end]
+    return granted
 
 
 async def race(guards: Guards, *, begin: float, ids: int, lease: float) -> Any:

@@ -24,7 +24,7 @@ from shared.guards.firestore_errors import translate
 from shared.guards.firestore_store import Fields, FirestoreStore, seconds
 from tests.support import firestore
 
-PROCESSES = 4
+PROCESSES = 8
 
 
 @pytest.fixture(scope="module")
@@ -87,36 +87,44 @@ def begin(processes: list["subprocess.Popen[str]"]) -> list[Any]:
     return [json.loads(cast("IO[str]", process.stdout).readline()) for process in processes]
 
 
-async def test_each_id_is_claimed_once_and_those_of_a_killed_process_again_after_the_lease(
+def test_of_eight_processes_that_race_for_the_same_ids_each_id_is_claimed_once(emulator: str, project: str) -> None:
+    count = 300
+    with instances(PROCESSES, emulator, project, "claim", count, 60) as processes:
+        won = begin(processes)
+
+    assert sorted(key for one in won for key in one) == sorted(f"message {number}" for number in range(count))
+
+
+async def test_ids_of_a_killed_process_are_free_after_the_lease_and_its_late_completion_is_refused(
     emulator: str, project: str, guards: Guards
 ) -> None:
-    count, lease = 300, 6.0
-    with instances(PROCESSES, emulator, project, "claim", count, lease) as processes:
-        won = begin(processes)
-        assert sorted(key for one in won for key in one) == sorted(f"message {number}" for number in range(count))
-        victim = max(range(PROCESSES), key=lambda number: len(won[number]))
-        processes[victim].kill()
-        processes[victim].wait()
+    with instances(1, emulator, project, "claim", 5, 3) as [process]:
+        [held] = begin([process])
+        process.kill()
+        process.wait()
+    assert len(held) == 5
 
-    key, token = next(iter(won[victim].items()))
-    answer = await guards.idempotency.claim(key, lease_seconds=60, ttl_seconds=60)
-    if isinstance(answer, InFlight):
-        await asyncio.sleep(answer.seconds)
-        answer = await guards.idempotency.claim(key, lease_seconds=60, ttl_seconds=60)
-
-    assert isinstance(answer, New)
-    assert not await guards.idempotency.complete(key, token=token, result=b"late")
-    assert await guards.idempotency.complete(key, token=answer.token, result=b"mine")
+    refused = [await guards.idempotency.claim(key, lease_seconds=60, ttl_seconds=60) for key in held]
+    assert all(isinstance(one, InFlight) for one in refused)
+    await asyncio.sleep(max(one.seconds for one in refused if isinstance(one, InFlight)))
+    for key, token in held.items():
+        mine = await guards.idempotency.claim(key, lease_seconds=60, ttl_seconds=60)
+        assert isinstance(mine, New)
+        assert not await guards.idempotency.complete(key, token=token, result=b"late")
+        assert await guards.idempotency.complete(key, token=mine.token, result=b"mine")
 
 
-def test_many_processes_never_pass_the_limit_and_use_it_up(emulator: str, project: str) -> None:
-    rate, burst, seconds = 50.0, 50.0, 3.0
-    with instances(PROCESSES, emulator, project, "reserve", 100, rate, burst, seconds, 0) as processes:
-        calls = sorted(tuple(call) for told in begin(processes) for call in told)
+def test_1600_callers_in_eight_processes_never_pass_the_limit_and_use_up_all_but_a_hundredth(emulator: str, project: str) -> None:
+    rate, burst, duration = 50.0, 50.0, 5.0
+    with instances(PROCESSES, emulator, project, "reserve", 200, rate, burst, duration, 0) as processes:
+        calls = [tuple(call) for told in begin(processes) for call in told]
 
-    start = calls[0][0]
-    granted = [through for _, through in calls if through <= start + seconds]
-    assert 0.95 * (burst + rate * seconds) <= len(granted) <= burst + rate * seconds
+    def granted(first: float) -> int:
+        return sum(first <= through <= first + duration for _, through in calls)
+
+    assert granted(min(arrived for arrived, _ in calls)) <= burst + rate * duration
+    # A full bucket overflows until the first of them is written: what flows past by then is nobody's.
+    assert granted(min(through for _, through in calls)) >= 0.99 * (burst + rate * duration)
 
 
 def test_a_busy_fleet_writes_far_less_often_than_it_calls(emulator: str, project: str) -> None:

@@ -51,15 +51,19 @@ async def answers(processes: list[Process]) -> list[Any]:
 async def test_1600_callers_in_eight_processes_keep_to_one_limit_and_are_served_in_order() -> None:
     with redis_server() as server:
         processes = await started("reserve", server, seconds=5, callers=200)
-        through = sorted((asked, done) for answer in await answers(processes) for asked, done in answer)
+        calls = sorted(tuple(call) for answer in await answers(processes) for call in answer)
 
-    assert 297 <= len(through) <= 300
+    # When the server decided is known to lie between question and answer, which are far apart on a machine that is busy.
+    start, first = calls[0][0], min(answered + wait for _, answered, wait in calls)
+    assert sum(answered + wait <= start + 5 for _, answered, wait in calls) <= 300
+    # A full bucket overflows until somebody takes from it: what flows past by then is nobody's.
+    assert sum(asked + wait <= first + 5 for asked, _, wait in calls) >= 297
     latest = 0.0
-    earlier = list(through)
-    for asked, done in through:
-        while earlier and earlier[0][0] < asked - 0.05:
+    earlier = sorted((answered, asked + wait) for asked, answered, wait in calls)
+    for asked, answered, wait in calls:
+        while earlier and earlier[0][0] < asked:
             latest = max(latest, earlier.pop(0)[1])
-        assert done > latest - 0.05, "somebody who asked 50 ms later was served earlier"
+        assert answered + wait > latest - 0.05, "somebody who asked later was served 50 ms earlier"
 
 
 async def test_of_eight_processes_that_race_for_ten_thousand_ids_each_id_is_claimed_once() -> None:

@@ -27,7 +27,8 @@ _AT_ONCE = 20
 
 async def main(emulator: str, project: str, what: str, *numbers: str) -> None:
     guards = open_firestore(project, SystemClock(), emulator=emulator)
-    await guards.breaker.state("warm")  # connected
+    for _ in range(2):
+        await guards.limiter.reserve("warm", rate=1000, burst=1000, cost=1000)  # connected, and written both ways
     say("ready")
     await asyncio.to_thread(sys.stdin.readline)
     say(json.dumps(await WORK[what](guards, *(float(number) for number in numbers))))

@@ -237,3 +237,13 @@ def test_tokens_in_a_hole_are_not_kept_for_a_caller_who_waits_for_a_window() -> 
     wait, after = reserve(schedule, 0.0, rate=1, burst=2, cost=1, windows=minute(1))
 
     assert (wait, after.full_at, after.holes) == (60.0, 61.0, (Stretch(0.0, 1.0),))
+
+
+def test_who_waits_for_a_window_finds_the_tokens_that_are_free_when_it_begins() -> None:
+    record = WindowRecord(0.0, 60.0, 10.0)
+    schedule = Schedule(full_at=200.0, holes=(Stretch(0.0, 1.0), Stretch(59.0, 62.0)), windows={"minute": record})
+
+    wait, after = reserve(schedule, 0.0, rate=1, burst=2, cost=1, windows=minute(1))
+
+    assert (wait, after.full_at) == (60.0, 200.0)
+    assert after.holes == (Stretch(0.0, 1.0), Stretch(59.0, 60.0), Stretch(61.0, 62.0))
