@@ -90,7 +90,7 @@ async def test_who_works_long_is_not_taken_for_dead(server: RedisServer) -> None
         await idle.subscribe(long, other)
         later = time.time() * 1000 + 2_500
         # Both have looked again and again, for more than twice the silence.
-        await until(lambda: server.execute("ZCOUNT", looked_key(long), later, "+inf") == 2)
+        await until(lambda: server.execute("ZCOUNT", looked_key(long), int(later), "+inf") == 2)
         assert other.deliveries == []
         slow.let_go.set()
         await until(lambda: pending(server) == 0)
