@@ -4,14 +4,18 @@ One pull at a time asks for as many messages as there are free places: measured 
 to 8 places, where a stream got 2,000, and the service never counts for us what is outstanding. The emulator looks for messages
 20 times a second, so one that arrives at an idle subscription waits up to 50 ms.
 
-A handler that has not finished at the deadline loses its place, as its message is delivered again; a late ACK still counts.
+A handler that has not finished at the deadline loses its place, as its message is delivered again; a late ACK still counts. Until
+then the service's own deadline is extended, as Google's clients do: a subscription may have a shorter one there, so that what was handed
+to a pull that was cut off comes again soon.
 """
 
 import asyncio
 import logging
 from asyncio import TimerHandle
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC
+from math import ceil
 from random import uniform
 from typing import Any, Final
 
@@ -26,6 +30,8 @@ _FIRST_PAUSE_SECONDS: Final = 0.1
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _ACK_IDS: Final = 1_000
 """In one request, which may hold 512 KB."""
+LEASE_SECONDS: Final = 20
+"""For how long a delivery is extended at a time."""
 
 
 class _Answers:
@@ -62,13 +68,14 @@ class _Answers:
 class _Run:
     """One delivery that its handler has not finished."""
 
-    __slots__ = ("ack_id", "overdue", "task", "timer")
+    __slots__ = ("ack_id", "deadline", "overdue", "task", "timer")
 
     task: "asyncio.Task[None]"
     timer: TimerHandle
 
-    def __init__(self, ack_id: str) -> None:
+    def __init__(self, ack_id: str, deadline: float) -> None:
         self.ack_id = ack_id
+        self.deadline = deadline
         self.overdue = False
 
 
@@ -88,17 +95,20 @@ class Puller:
         self._in_time = 0
         """Those of the running that hold a place."""
         self._freed = asyncio.Event()
-        self._pulling: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Begin to pull."""
-        self._pulling = asyncio.get_running_loop().create_task(self._pull(), name=f"pull {self._subscription.name}")
+        loop, name = asyncio.get_running_loop(), self._subscription.name
+        self._tasks.add(loop.create_task(self._pull(), name=f"pull {name}"))
+        if self._deadline_seconds > LEASE_SECONDS:
+            self._tasks.add(loop.create_task(self._extend(), name=f"extend {name}"))
 
     async def close(self, grace_seconds: float) -> None:
         """Stop pulling, let running handlers finish for the grace period, cancel the rest and give back their messages."""
-        if self._pulling is not None:
-            self._pulling.cancel()
-            await asyncio.wait({self._pulling})
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         tasks = [run.task for run in self._running]
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=grace_seconds)
@@ -129,6 +139,23 @@ class Puller:
             for one in received:
                 self._start(one)
 
+    async def _extend(self) -> None:
+        """Keep the service from delivering again what is being worked on."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await self._clock.sleep(LEASE_SECONDS / 3)
+            by_seconds: defaultdict[int, list[str]] = defaultdict(list)
+            for run in self._running:
+                left = ceil(run.deadline - loop.time())
+                if not run.overdue and left > 0:
+                    by_seconds[min(left, LEASE_SECONDS)].append(run.ack_id)
+            for seconds, ids in by_seconds.items():
+                for start in range(0, len(ids), _ACK_IDS):
+                    try:
+                        await self._service.extend(self._subscription.name, ids[start : start + _ACK_IDS], seconds)
+                    except AgentTeamError as error:
+                        _log.warning("%d deliveries could not be extended and may come again: %s", len(ids), error)
+
     def _start(self, received: Any) -> None:
         subscription, message = self._subscription, received.message
         delivery = Delivery(
@@ -141,7 +168,7 @@ class Puller:
             message.publish_time.ToDatetime(UTC),
         )
         loop = asyncio.get_running_loop()
-        run = _Run(received.ack_id)
+        run = _Run(received.ack_id, loop.time() + self._deadline_seconds)
         self._running.add(run)
         self._in_time += 1
         run.timer = loop.call_later(self._deadline_seconds, self._give_up, run, delivery)

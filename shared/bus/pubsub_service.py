@@ -127,7 +127,13 @@ class PubSubService:
 
     async def give_back(self, subscription: str, ack_ids: Sequence[str]) -> None:
         """Have deliveries made again, after the subscription's backoff."""
-        request = ModifyAckDeadlineRequest(subscription=self.subscription(subscription), ack_ids=ack_ids, ack_deadline_seconds=0)
+        await self.extend(subscription, ack_ids, 0)
+
+    async def extend(self, subscription: str, ack_ids: Sequence[str], seconds: int) -> None:
+        """Have deliveries made again `seconds` from now, 600 at most, unless they are settled or extended until then."""
+        request = ModifyAckDeadlineRequest(
+            subscription=self.subscription(subscription), ack_ids=ack_ids, ack_deadline_seconds=seconds
+        )
         await self._call(
             lambda to: to.subscriber.modify_ack_deadline(request, retry=self._retry, timeout=_ATTEMPT_SECONDS),
             f"subscription {request.subscription}",

@@ -15,6 +15,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -118,10 +119,12 @@ class Fleet:
 
     async def _create_subscriptions(self, specs: Mapping[str, FunctionSpec]) -> None:
         from shared.bus.pubsub import create
+        from shared.bus.pubsub_pull import LEASE_SECONDS
 
         await create(
             self.environment["GCP_PROJECT_ID"],
-            [subscription for spec in specs.values() for subscription in spec.subscriptions()],
+            # What the emulator handed to a pull that broke off comes again soon; the bridge extends what is being worked on.
+            [replace(one, ack_deadline_seconds=LEASE_SECONDS) for spec in specs.values() for one in spec.subscriptions()],
             emulator=self.environment["PUBSUB_EMULATOR_HOST"],
             topics=[WORKFLOW_RESULTS],
         )
@@ -149,6 +152,8 @@ async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, po
 
     Raises ConfigurationError for whatever is not as it must be.
     """
+    # We start processes beside our connection to the emulator, and none of them uses it: gRPC need not talk about that.
+    os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "false"
     async with AsyncExitStack() as stack:
         home = Home(settings.agent_team_home)
         stack.callback(home.release)

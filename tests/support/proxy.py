@@ -29,7 +29,8 @@ class Proxy:
         pair = {writer, far_writer}
         self._open |= pair
         try:
-            await asyncio.gather(self._pass_on(reader, far_writer), self._pass_on(far_reader, writer))
+            with suppress(asyncio.CancelledError):  # or the server would tell of it at its end
+                await asyncio.gather(self._pass_on(reader, far_writer), self._pass_on(far_reader, writer))
         finally:
             self._open -= pair
 
