@@ -4,9 +4,9 @@ One pull at a time asks for as many messages as there are free places: measured 
 to 8 places, where a stream got 2,000, and the service never counts for us what is outstanding. The emulator looks for messages
 20 times a second, so one that arrives at an idle subscription waits up to 50 ms.
 
-A handler that has not finished at the deadline loses its place, as its message is delivered again; a late ACK still counts. Until then
-the service's own deadline is extended, as Google's clients do. It may be a short one, so that what was handed to a pull that was cut off
-comes again soon.
+A handler that has not finished at the deadline loses its place, as its message is delivered again; a late ACK still counts.
+Until then the service's own deadline is extended, as Google's clients do. It may be a short one, so that what was handed to a
+pull that was cut off comes again soon.
 """
 
 import asyncio
