@@ -80,7 +80,7 @@ async def _serve(settings: "Settings", listening: "socket.socket") -> None:
 
 async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str) -> None:
     from shared.cli.output import say
-    from shared.local.fleet import open_fleet
+    from shared.local.fleet import ENVIRONMENT_FILE, open_fleet
 
     host, port = listening.getsockname()[:2]
     listening.close()  # the gateway's own process listens there
@@ -88,7 +88,13 @@ async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: st
     async with open_fleet(settings, bus=bus, host=host, port=port) as fleet:
         what = f"{len(fleet.functions)} processes on {bus}"
         served = ", ".join(f"{name} {url}" for name, url in fleet.addresses.items() if name != "gateway")
-        _tell_where(settings, (host, port), f"functions  {what}; over HTTP: {served}")
+        variables = settings.agent_team_home.resolve() / ENVIRONMENT_FILE
+        _tell_where(
+            settings,
+            (host, port),
+            f"functions  {what}; over HTTP: {served}\n"
+            f"  commands   set -a; . {variables}; set +a: then publish, dead-letters and worker speak with this platform",
+        )
         await asyncio.Event().wait()
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import os
 import secrets
+import shlex
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
@@ -39,6 +40,8 @@ _log = logging.getLogger(__name__)
 _ROOT = Path(__file__).parents[2]
 _LOCALHOST = "127.0.0.1"
 _PROJECT = "local"
+ENVIRONMENT_FILE = "environment"
+"""In the home folder, while the platform runs."""
 _SWEEP_SECONDS = 1.0
 _GRACE_SECONDS = 12.0
 """Workers take up to 10 s to end."""
@@ -165,7 +168,17 @@ async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, po
         stack.push_async_callback(fleet.stop)
         await fleet.start(live.functions, live.database_url, host=host, port=port)
         await stack.enter_async_context(_background(fleet, live.functions))
+        variables = settings.agent_team_home.resolve() / ENVIRONMENT_FILE
+        _write_environment(variables, fleet.environment)
+        stack.callback(variables.unlink, missing_ok=True)
         yield fleet
+
+
+def _write_environment(file: Path, variables: Mapping[str, str]) -> None:
+    """What a shell reads to have other commands speak with this platform. It holds passwords: for its owner alone."""
+    file.unlink(missing_ok=True)
+    with os.fdopen(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as writing:
+        writing.writelines(f"{name}={shlex.quote(value)}\n" for name, value in variables.items() if name != "PYTHONPATH")
 
 
 @asynccontextmanager

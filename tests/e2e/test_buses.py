@@ -47,6 +47,17 @@ async def test_a_report_is_written(served: tuple[str, Served]) -> None:
     assert len(processes) == 0 if bus == "memory" else len(processes) >= len(list((ROOT / "functions").glob("*/function.yaml")))
 
 
+async def test_a_request_on_the_bus_is_enough(served: tuple[str, Served]) -> None:
+    bus, platform = served
+    if bus == "memory":
+        with pytest.raises(AssertionError, match="AGENT_BUS_PROVIDER is memory"):
+            await platform.publish(brief(1))
+        return
+    [report] = await platform.ended([await platform.publish(brief(1))], within_seconds=60)
+
+    assert report["status"] == "SUCCESS"
+
+
 async def test_a_hundred_reports_are_written_at_once(served: tuple[str, Served]) -> None:
     _, platform = served
     ids = await asyncio.gather(*(platform.submit(brief(number), key=f"report-{number}") for number in range(AT_ONCE)))

@@ -33,6 +33,22 @@ class Served:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
+    async def publish(self, brief: str) -> str:
+        """The id of a report on `brief` that `agent-team publish` asks for, in a shell that has read the platform's environment."""
+        variables, command = self.home / "environment", f"{sys.executable} -m shared.cli publish report --input -"
+        read = f"set -a; . {variables}; set +a; " if variables.exists() else ""
+        process = await asyncio.create_subprocess_shell(
+            f"{read}exec {command}",
+            cwd=ROOT,
+            env={**os.environ, "AGENT_TEAM_HOME": str(self.home)},
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        printed, said = await process.communicate(brief.encode())
+        assert process.returncode == 0, said.decode()
+        return printed.decode().strip()
+
     async def ended(self, workflows: Sequence[str], *, within_seconds: float) -> list[dict[str, Any]]:
         """The workflows, once all of them have ended."""
         async with asyncio.timeout(within_seconds):
@@ -40,9 +56,10 @@ class Served:
 
     async def _ended(self, workflow: str) -> dict[str, Any]:
         while True:
-            document: dict[str, Any] = (await self.client.get(f"/v1/workflows/{workflow}")).json()
-            if document["finished_at"] is not None:
-                return document
+            answer = await self.client.get(f"/v1/workflows/{workflow}")
+            # One that was asked for over the bus is not there at once.
+            if answer.status_code == 200 and (document := answer.json())["finished_at"] is not None:
+                return dict(document)
             await asyncio.sleep(0.05)
 
     async def end(self) -> int:
