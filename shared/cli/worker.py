@@ -1,6 +1,7 @@
 """`agent-team worker`: consumes the Redis bus, a process of production like a function's server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,6 +21,12 @@ def worker(
             metavar="NAME", help="A function to work for, several times for several; all when left out.", show_default=False
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            metavar="PORT", min=1, max=65535, help="Serve this worker's metrics, how far it is behind among them, on HOST."
+        ),
+    ] = None,
 ) -> None:
     """Work on the messages of functions, from the Redis bus. Logs are JSON on standard error; Ctrl-C or SIGTERM ends it."""
     with told_plainly():
@@ -30,10 +37,27 @@ def worker(
         live = open_runtime(serves=names)
         with told_plainly(logged=True):
             try:
-                run_async(_work(live, names))
+                with _shown_metrics(live.settings.host, metrics_port):
+                    run_async(_work(live, names))
             except Stopped:
                 # The ordinary end of a worker, so not an error to whoever started it.
                 typer.echo("agent-team worker has ended; what it did not finish was handed back")
+
+
+@contextmanager
+def _shown_metrics(host: str, port: int | None) -> Iterator[None]:
+    from shared.errors import ConfigurationError
+    from shared.telemetry import metrics
+
+    with ExitStack() as stack:
+        if port is not None:
+            try:
+                stack.callback(metrics.serve(host, port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"metrics cannot be served on {host}:{port} ({error.strerror}); choose another --metrics-port, or another HOST"
+                ) from error
+        yield
 
 
 def _chosen(specs: "dict[str, FunctionSpec]", wanted: Sequence[str] | None) -> list[str]:

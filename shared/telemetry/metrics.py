@@ -111,6 +111,18 @@ class Metrics:
 
         return generate_latest(self._open())
 
+    def serve(self, host: str, port: int) -> Callable[[], None]:
+        """Answer HTTP requests with `text`, from a thread, until the returned function is called. Raises OSError."""
+        from prometheus_client import start_http_server
+
+        server, _ = start_http_server(port, addr=host, registry=self._open())
+
+        def stop() -> None:
+            server.shutdown()
+            server.server_close()
+
+        return stop
+
     def log_changes(self, logger: logging.Logger | None) -> None:
         """From now on log each change too; None ends that.
 

@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
+from shared.bus import Message
 from shared.config import load_settings
 from shared.ids import workflow_id
 from shared.messages import WorkflowRequested
@@ -22,10 +24,11 @@ from shared.runtime import Runtime
 from shared.runtime.requests import request_event
 from tests.support.doubles import SECRET
 from tests.support.reports import brief
-from tests.support.servers import RedisServer, redis_server
+from tests.support.servers import RedisServer, free_port, redis_server
 
 ROOT = Path(__file__).parents[2]
 TEAM = ("planner", "researcher", "writer", "critic", "judge")
+BACKLOG = 'bus_backlog{subscription="workflow-events.orchestrator"}'
 _START_SECONDS = 60.0
 
 
@@ -40,7 +43,7 @@ class Worker:
 
     def __init__(self, folder: Path, environment: dict[str, str], *functions: str) -> None:
         self.log = folder / f"worker-{'-'.join(functions)}-{time.monotonic_ns()}.log"
-        options = [word for name in functions for word in ("--function", name)]
+        options = [word for name in functions for word in (name.split("=") if name.startswith("--") else ("--function", name))]
         command = [sys.executable, "-m", "shared.cli", "worker", *options]
         process = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "AGENT_TEAM_HOME": str(folder / "home")}
         with self.log.open("wb") as log:
@@ -139,6 +142,28 @@ async def test_a_report_is_written_by_two_workers_one_of_agents_and_one_of_the_o
         assert seconds < 10
         assert worker.lines(), "the worker logs nothing"
         assert not [line for line in worker.lines() if line["level"] in ("warn", "error")]
+
+
+async def test_a_worker_shows_how_far_it_is_behind(server: RedisServer, database: str, tmp_path: Path, start: Start) -> None:
+    port = free_port()
+    worker = start("orchestrator", f"--metrics-port={port}", HOST="127.0.0.1")
+    await asyncio.to_thread(worker.wait_until_ready)
+    async with client(server, database, tmp_path / "home") as live, httpx.AsyncClient() as http:
+        await submit(live, 1)
+        await live.bus.publish([Message("workflow-events", b"not to be trusted")])
+        async with asyncio.timeout(30):
+            while BACKLOG not in (shown := await scraped(http, port)):  # noqa: ASYNC110 - it is about another process
+                await asyncio.sleep(0.05)
+    assert 'bus_oldest_unacked_seconds{subscription="workflow-events.orchestrator"} 0.0' in shown
+    assert 'envelope_rejected_total{reason="key"} 1.0' in shown
+
+    other = start("planner", f"--metrics-port={port}", HOST="127.0.0.1")
+    assert await asyncio.to_thread(other.process.wait, 30) == 2
+    assert f"metrics cannot be served on 127.0.0.1:{port} (Address already in use)" in other.log.read_text()
+
+
+async def scraped(http: httpx.AsyncClient, port: int) -> str:
+    return (await http.get(f"http://127.0.0.1:{port}/metrics")).text
 
 
 async def test_workers_that_are_ended_under_load_lose_nothing(
