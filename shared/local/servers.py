@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from shared.errors import ConfigurationError
@@ -21,6 +22,16 @@ def redis_binary() -> Path | None:
             return binary
     found = shutil.which("redis-server")
     return None if found is None else Path(found)
+
+
+@cache
+def sdk_root() -> Path | None:
+    """Where Google's SDK keeps its components. None where there is no SDK."""
+    gcloud = shutil.which("gcloud")
+    if gcloud is None:
+        return None
+    asked = subprocess.run([gcloud, "info", "--format=value(installation.sdk_root)"], capture_output=True, text=True, timeout=60)
+    return Path(asked.stdout.strip()) if asked.returncode == 0 else None
 
 
 def redis_command(folder: Path, port: int, password: str) -> tuple[list[str], bytes]:
@@ -55,14 +66,9 @@ def redis_command(folder: Path, port: int, password: str) -> tuple[list[str], by
 
 def emulator_command(port: int) -> tuple[list[str], dict[str, str]]:
     """What starts the Pub/Sub emulator, and the variables that it needs. Raises ConfigurationError where there is none."""
-    gcloud, java = shutil.which("gcloud"), shutil.which("java")
-    if gcloud is not None and java is not None:
-        asked = subprocess.run(
-            [gcloud, "info", "--format=value(installation.sdk_root)"], capture_output=True, text=True, timeout=60
-        )
-        binary = Path(asked.stdout.strip()) / _EMULATOR
-        if binary.exists():
-            return [str(binary), "--host=127.0.0.1", f"--port={port}"], {"JAVA_OPTS": _SMALL_JAVA}
+    root = sdk_root()
+    if root is not None and (root / _EMULATOR).exists() and shutil.which("java") is not None:
+        return [str(root / _EMULATOR), "--host=127.0.0.1", f"--port={port}"], {"JAVA_OPTS": _SMALL_JAVA}
     raise ConfigurationError(
         "there is no Pub/Sub emulator here; install Java and `gcloud components install pubsub-emulator`, or set "
         "PUBSUB_EMULATOR_HOST to one that runs"

@@ -1,75 +1,43 @@
-"""A Firestore emulator of the tests' own, in a process that they start and end."""
+"""A Firestore emulator of the tests' own."""
 
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-import pytest
+from shared.local.servers import sdk_root
+from tests.support import emulators
+from tests.support.servers import free_port
 
 _JAR = "platform/cloud-firestore-emulator/cloud-firestore-emulator.jar"
 _MAIN = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
 _JAVA = ("-Xmx192m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Duser.language=en")
-_START_SECONDS = 60.0
 
 
 @cache
 def missing() -> str | None:
     """What this machine lacks to run the emulator."""
-    for program in ("java", "gcloud"):
-        if shutil.which(program) is None:
-            return program
-    return None if _jar().exists() else "the emulator: gcloud components install cloud-firestore-emulator"
+    if shutil.which("java") is None:
+        return "java"
+    jar = _jar()
+    return None if jar is not None and jar.exists() else "the emulator: gcloud components install cloud-firestore-emulator"
 
 
 def require() -> None:
     """Skip the test where the emulator cannot run; fail it in CI, where it must."""
-    lack = missing()
-    if lack is not None:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"the Firestore tests need {lack}")
-        pytest.skip(f"the Firestore tests need {lack}")
+    emulators.require("Firestore", missing())
 
 
 @contextmanager
 def emulator() -> Iterator[str]:
     """A running emulator, as host:port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = ["java", *_JAVA, "-cp", str(_jar()), _MAIN, "--host=127.0.0.1", f"--port={port}"]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        _wait_until_ready(process, port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.send_signal(signal.SIGKILL)  # it keeps everything in memory: nothing is lost
-        process.wait()
+    with emulators.running("Firestore", command, port, {}) as address:
+        yield address
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", port: int) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=1):
-                return
-        except OSError:
-            if time.monotonic() > end:
-                break
-            time.sleep(0.05)
-    raise AssertionError(f"the Firestore emulator did not start within {_START_SECONDS:g} s")
-
-
-@cache
-def _jar() -> Path:
-    asked = subprocess.run(
-        ["gcloud", "info", "--format=value(installation.sdk_root)"], capture_output=True, text=True, timeout=60, check=True
-    )
-    return Path(asked.stdout.strip()) / _JAR
+def _jar() -> Path | None:
+    root = sdk_root()
+    return None if root is None else root / _JAR
