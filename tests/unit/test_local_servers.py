@@ -38,7 +38,7 @@ def test_without_an_emulator_it_is_said_how_to_get_one(monkeypatch: pytest.Monke
 
 
 def test_the_redis_of_the_wheel_goes_before_that_of_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert servers.redis_binary() is None
     (tmp_path / "redis-server").touch(mode=0o755)
