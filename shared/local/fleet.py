@@ -96,7 +96,9 @@ class Fleet:
         if self.settings.redis_url is not None:
             return self.settings.redis_url.get_secret_value()
         [port], password = _free_ports(1), secrets.token_hex(24)
-        command, configuration = redis_command(self.settings.agent_team_home.resolve() / "redis", port, password)
+        folder = self.settings.agent_team_home.resolve() / "redis"
+        # A claim that outlived the emulator's messages would call work done whose reply was lost with them.
+        command, configuration = redis_command(folder, port, password, durable=self.bus == "redis")
         await self._start_server("redis", command, port, {}, configuration)
         return f"redis://:{password}@{_LOCALHOST}:{port}/0"
 
@@ -167,7 +169,7 @@ async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, po
         fleet = Fleet(settings, bus=bus, log=log)
         stack.push_async_callback(fleet.stop)
         await fleet.start(live.functions, live.database_url, host=host, port=port)
-        await stack.enter_async_context(_background(fleet, live.functions))
+        await stack.enter_async_context(_background(fleet, live))
         variables = settings.agent_team_home.resolve() / ENVIRONMENT_FILE
         _write_environment(variables, fleet.environment)
         stack.callback(variables.unlink, missing_ok=True)
@@ -182,7 +184,7 @@ def _write_environment(file: Path, variables: Mapping[str, str]) -> None:
 
 
 @asynccontextmanager
-async def _background(fleet: Fleet, specs: Mapping[str, FunctionSpec]) -> AsyncIterator[None]:
+async def _background(fleet: Fleet, live: Runtime) -> AsyncIterator[None]:
     """What the cloud does by itself: the scheduler's calls, and Pub/Sub's pushes."""
     import httpx
 
@@ -192,7 +194,11 @@ async def _background(fleet: Fleet, specs: Mapping[str, FunctionSpec]) -> AsyncI
             bus = await stack.enter_async_context(_pulling(fleet))
             from shared.local.bridge import carry
 
-            for name, spec in specs.items():
+            if "pubsub" in fleet.servers:
+                # The emulator has just been started and holds nothing: whatever was running has no message any more.
+                recovering = Runtime(live.settings, bus=bus, store=live.store)
+                await recovering.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
+            for name, spec in live.functions.items():
                 for subscription in spec.subscriptions():
                     await carry(bus, subscription, fleet.addresses[name], client)
         sweeping = asyncio.create_task(_sweep(client, fleet.addresses[_SWEEPER]), name="scheduler")

@@ -34,8 +34,8 @@ def sdk_root() -> Path | None:
     return Path(asked.stdout.strip()) if asked.returncode == 0 else None
 
 
-def redis_command(folder: Path, port: int, password: str) -> tuple[list[str], bytes]:
-    """What starts a Redis that keeps its data in `folder`, and the configuration to hand it on standard input.
+def redis_command(folder: Path, port: int, password: str, *, durable: bool) -> tuple[list[str], bytes]:
+    """What starts a Redis, and the configuration to hand it on standard input. A `durable` one keeps its data in `folder`.
 
     Not as arguments: every user of the machine may read those. Raises ConfigurationError where there is no Redis.
     """
@@ -55,7 +55,7 @@ def redis_command(folder: Path, port: int, password: str) -> tuple[list[str], by
         f"port {port}",
         f"requirepass {password}",
         f'dir "{folder}"',
-        "appendonly yes",
+        f"appendonly {'yes' if durable else 'no'}",
         "appendfsync everysec",
         'save ""',
         # An evicted claim is work that can be done twice.

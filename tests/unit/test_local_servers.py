@@ -10,7 +10,7 @@ from shared.local import servers
 
 def test_a_password_is_handed_to_redis_where_nobody_else_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "redis_binary", lambda: Path("/usr/bin/redis-server"))
-    command, configuration = servers.redis_command(tmp_path / "redis", 6380, "hunter2")
+    command, configuration = servers.redis_command(tmp_path / "redis", 6380, "hunter2", durable=True)
 
     assert command == ["/usr/bin/redis-server", "-"]
     lines = configuration.decode().splitlines()
@@ -21,14 +21,14 @@ def test_a_password_is_handed_to_redis_where_nobody_else_reads_it(tmp_path: Path
 def test_without_a_redis_it_is_said_how_to_get_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "redis_binary", lambda: None)
     with pytest.raises(ConfigurationError, match="there is no Redis here; set REDIS_URL to one, or install one"):
-        servers.redis_command(tmp_path, 6380, "hunter2")
+        servers.redis_command(tmp_path, 6380, "hunter2", durable=True)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(servers, "redis_binary", lambda: Path("/usr/bin/redis-server"))
     (tmp_path / "file").touch()
     with pytest.raises(ConfigurationError, match=r"file/redis cannot be made \(Not a directory\); set AGENT_TEAM_HOME"):
-        servers.redis_command(tmp_path / "file" / "redis", 6380, "hunter2")
+        servers.redis_command(tmp_path / "file" / "redis", 6380, "hunter2", durable=True)
 
 
 def test_without_an_emulator_it_is_said_how_to_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
