@@ -17,7 +17,8 @@ from redis.asyncio.connection import AbstractConnection
 from shared.bus.base import Message, Subscription
 from shared.bus.policy import backoff_seconds
 from shared.errors import AgentTeamError
-from shared.redis.store import Argument, Command, RedisStore
+from shared.redis.connections import Argument
+from shared.redis.store import Command, RedisStore
 
 LUA: Final = Path(__file__).parent / "lua"
 HOLDER: Final = "-held-back-"
