@@ -52,20 +52,15 @@ class Connections:
         return connection
 
     async def ask(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """The answers, in order, a ResponseError for what the server refuses. Raises the driver's errors and TimeoutError.
-
-        When a connection breaks everything is asked again, though it may have been carried out.
-        """
-        packed = [pack_command(words) for words in commands]  # type: ignore[arg-type]  # its stub means any number of words
+        """The answers, see `ask_over`. When the connection breaks all is asked again, though it may have been carried out."""
         connection = self._free.pop() if self._free else self.make()
         try:
-            await _prepare(connection)
+            if connection.is_connected and await connection.can_read():
+                await connection.disconnect()  # the server has closed it
+            await connect(connection)
             answers: list[Any] = await connection.retry.call_with_retry(
-                partial(_talk, connection, packed), lambda _: connection.disconnect(nowait=True)
+                partial(ask_over, connection, commands), lambda _: connection.disconnect(nowait=True)
             )
-        except BaseException:
-            await connection.disconnect(nowait=True)  # answers may be on their way: the next call must not take them for its own
-            raise
         finally:
             self._free.append(connection)
         return answers
@@ -76,21 +71,25 @@ class Connections:
             await self._free.pop().disconnect()
 
 
-async def _prepare(connection: AbstractConnection) -> None:
-    if connection.is_connected:
-        if not await connection.can_read():
-            return
-        await connection.disconnect()  # the server has closed it
-    connection.socket_timeout = ANSWER_SECONDS
-    await connection.connect()  # type: ignore[no-untyped-call]
-    connection.socket_timeout = None  # from here on there is one for all answers
+async def connect(connection: AbstractConnection) -> None:
+    """Connect, unless it is. Raises the driver's errors."""
+    if not connection.is_connected:
+        connection.socket_timeout = ANSWER_SECONDS
+        await connection.connect()  # type: ignore[no-untyped-call]
+        connection.socket_timeout = None  # from here on `ask_over` limits the time
 
 
-async def _talk(connection: AbstractConnection, packed: list[bytes]) -> list[Any]:
-    async with asyncio.timeout(ANSWER_SECONDS) as limit:
-        await connection.send_packed_command(packed)
-        limit.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
-        return [await _answer(connection) for _ in packed]
+async def ask_over(connection: AbstractConnection, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+    """The answers, in order, a ResponseError for what the server refuses. Raises the driver's errors and TimeoutError."""
+    packed = [pack_command(words) for words in commands]  # type: ignore[arg-type]  # its stub means any number of words
+    try:
+        async with asyncio.timeout(ANSWER_SECONDS) as limit:
+            await connection.send_packed_command(packed)
+            limit.reschedule(asyncio.get_running_loop().time() + ANSWER_SECONDS)
+            return [await _answer(connection) for _ in packed]
+    except BaseException:
+        await connection.disconnect(nowait=True)  # answers may be on their way: the next call must not take them for its own
+        raise
 
 
 async def _answer(connection: AbstractConnection) -> Any:

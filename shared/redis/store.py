@@ -20,7 +20,7 @@ from redis.exceptions import MovedError, NoScriptError
 
 from shared.config import redact_url
 from shared.errors import AgentTeamError, BusUnavailable, StoreUnavailable
-from shared.redis.connections import ANSWER_SECONDS, CONNECT_SECONDS, Argument, Connections
+from shared.redis.connections import ANSWER_SECONDS, CONNECT_SECONDS, Argument, Connections, connect
 from shared.redis.errors import translate
 
 SERVER_TIME: Final = Path(__file__).with_name("server_time.lua").read_text(encoding="utf-8")
@@ -129,7 +129,7 @@ class RedisStore:
             if node is None:
                 raise self._unavailable(f"the Redis Cluster at {self._where} cannot answer now")
             connection = node.connection_class(**node.connection_kwargs)
-        await connection.connect()  # type: ignore[no-untyped-call]
+        await connect(connection)
         return connection
 
     def translated(self, error: Exception) -> AgentTeamError:
