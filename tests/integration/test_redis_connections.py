@@ -83,6 +83,21 @@ async def test_a_connection_that_the_server_closed_is_made_anew(server: RedisSer
         server.execute("CLIENT", "KILL", "TYPE", "normal")
 
 
+async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if line in (b"CLIENT\r\n", b"ECHO\r\n"):
+                writer.write(b"+OK\r\n" if line == b"CLIENT\r\n" else b"+yours\r\n-ERR closing an idle connection\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as listening:
+        url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}?protocol=2"
+        connections = Connections(url, url)
+        for _ in range(3):
+            assert await connections.ask([("ECHO", "yours")]) == [b"yours"]
+        await connections.close()
+
+
 async def test_a_late_answer_holds_up_only_its_own_flight(server: RedisServer, store: RedisStore) -> None:
     late = asyncio.create_task(store.call("BLPOP", "list", 30))
     await until(lambda: somebody_blocks(server))
