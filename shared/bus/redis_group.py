@@ -17,7 +17,8 @@ from redis.asyncio.connection import AbstractConnection
 from shared.bus.base import Message, Subscription
 from shared.bus.policy import backoff_seconds
 from shared.errors import AgentTeamError
-from shared.redis.store import Argument, Command, RedisStore
+from shared.redis.connections import Argument, ask_over
+from shared.redis.store import Command, RedisStore
 
 LUA: Final = Path(__file__).parent / "lua"
 HOLDER: Final = "-held-back-"
@@ -118,11 +119,13 @@ class Group:
 
     async def read(self, connection: AbstractConnection, most: int, *, block_seconds: float) -> list[Entry]:
         """New messages, as soon as there are any. Raises the driver's errors."""
-        await connection.send_command(
+        words: tuple[Argument, ...] = (
             *("XREADGROUP", "GROUP", self._subscription.name, self._consumer, "COUNT", most),
             *("BLOCK", max(1, int(block_seconds * 1000)), "STREAMS", self._stream, ">"),
         )
-        reply = await connection.read_response()
+        [reply] = await ask_over(connection, [words])
+        if isinstance(reply, Exception):
+            raise reply
         if not reply:
             return []
         # The third version of the protocol has maps.

@@ -1,9 +1,9 @@
 """The way to Redis: scripts and single commands, coalesced, over a small pool of connections.
 
-A script is called by its hash and sent whole when the server does not know it, as after a restart. A caller who finds a connection
-free uses it at once; what is asked meanwhile goes out together over the next free one, so many callers share a round trip and none
-waits for a timer. A server that turns out to be part of a Redis Cluster is talked to as one from then on: every call names keys of
-one slot. Redis 6 or later; no functions, no modules.
+A script is called by its hash and sent whole when the server does not know it, as after a restart. What is asked in one turn of the
+event loop goes out together over a free connection, and what is asked while none is free over the next one: many callers share a
+round trip and none waits for a timer. A server that turns out to be part of a Redis Cluster is talked to as one from then on: every
+call names keys of one slot. Redis 6 or later; no functions, no modules.
 """
 
 import asyncio
@@ -14,28 +14,20 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from redis.asyncio import BlockingConnectionPool, Redis, RedisCluster
+from redis.asyncio import RedisCluster
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import ConnectionError as DriverConnectionError
-from redis.exceptions import MovedError, NoScriptError, ResponseError
+from redis.exceptions import MovedError, NoScriptError
 
 from shared.config import redact_url
-from shared.errors import AgentTeamError, BusUnavailable, ConfigurationError, StoreUnavailable
+from shared.errors import AgentTeamError, BusUnavailable, StoreUnavailable
+from shared.redis.connections import ANSWER_SECONDS, CONNECT_SECONDS, Argument, Connections, connect
 from shared.redis.errors import translate
 
 SERVER_TIME: Final = Path(__file__).with_name("server_time.lua").read_text(encoding="utf-8")
 
-_CONNECT_SECONDS: Final = 1.0
-_ANSWER_SECONDS: Final = 2.0
-_CONNECTION_SECONDS: Final = 2.0
 _CONNECTIONS: Final = 2  # one event loop can't keep more busy; the second goes on when an answer is late on the first
 _BATCH: Final = 256
 _CLUSTER_CONNECTIONS: Final = _CONNECTIONS * _BATCH  # to each server: commands of a batch go out side by side
-_RETRIES: Final = 2
-
-Argument = str | bytes | int | float
 
 
 class Script(NamedTuple):
@@ -82,12 +74,12 @@ class RedisStore:
         self._lua = lua
         self._now_lua = now_lua
         self._unavailable = unavailable
-        self._client: Redis | RedisCluster = Redis.from_pool(_pool(url, self._where))
-        self._retired: Redis | None = None
+        self._connections = Connections(url, self._where)
+        self._cluster: RedisCluster | None = None
         self._waiting: deque[_Asked] = deque()
         self._flights = 0
         self._landed = asyncio.Event()
-        self._batches: set[asyncio.Task[None]] = set()
+        self._under_way: set[asyncio.Task[None]] = set()
         """Nobody else holds on to these tasks."""
 
     def script(self, name: str) -> Script:
@@ -113,13 +105,12 @@ class RedisStore:
 
     async def execute_all(self, commands: Sequence[Command]) -> list[Any]:
         """The answers, in order. Raises like `execute` when a command failed; the others may have been carried out."""
+        asked: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._waiting.append(_Asked(commands, asked))
+        if len(self._waiting) == 1:
+            self._take_off()
         try:
-            if self._flights < _CONNECTIONS and not self._waiting:
-                answers = await self._fly_alone(commands)
-            else:
-                asked: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-                self._waiting.append(_Asked(commands, asked))
-                answers = await asked
+            answers = await asked
         except Exception as error:
             raise self.translated(error) from error
         for answer in answers:
@@ -129,16 +120,16 @@ class RedisStore:
 
     async def connection(self, key: str) -> AbstractConnection:
         """A connection of the caller's own to the server that holds `key`, for calls that block."""
-        client = self._client
-        if isinstance(client, RedisCluster):
-            await client.initialize()
-            node = client.get_node_from_key(key)
+        cluster = self._cluster
+        if cluster is None:
+            connection = self._connections.make()
+        else:
+            await cluster.initialize()
+            node = cluster.get_node_from_key(key)
             if node is None:
                 raise self._unavailable(f"the Redis Cluster at {self._where} cannot answer now")
             connection = node.connection_class(**node.connection_kwargs)
-        else:
-            connection = client.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        await connection.connect()  # type: ignore[no-untyped-call]
+        await connect(connection)
         return connection
 
     def translated(self, error: Exception) -> AgentTeamError:
@@ -150,21 +141,31 @@ class RedisStore:
         while self._flights:
             self._landed.clear()
             await self._landed.wait()
-        await self._client.aclose()
-        if self._retired is not None:
-            await self._retired.aclose()
+        await self._connections.close()
+        if self._cluster is not None:
+            await self._cluster.aclose()
 
-    async def _fly_alone(self, commands: Sequence[Command]) -> list[Any]:
-        self._flights += 1
+    def _take_off(self) -> None:
+        """Unless all connections are busy, what waits goes out in the next turn of the loop, with what is asked until then."""
+        if self._waiting and self._flights < _CONNECTIONS:
+            self._flights += 1
+            task = asyncio.get_running_loop().create_task(self._fly())
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
+
+    async def _fly(self) -> None:
+        """Keep one connection busy until nobody waits."""
         try:
-            return await self._answers(commands)
-        except Exception as error:
-            self._fail_waiting(error)
-            raise
+            while self._waiting:
+                batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
+                self._take_off()  # what has no place here need not wait for this answer
+                await self._carry(batch)
         finally:
-            self._land()
+            self._flights -= 1
+            self._landed.set()
+            self._take_off()  # where this one was cut off
 
-    async def _fly_together(self, batch: Sequence[_Asked]) -> None:
+    async def _carry(self, batch: Sequence[_Asked]) -> None:
         commands = [command for asked in batch for command in asked.commands]
         answers: list[Any] = [self._unavailable(f"a call of Redis at {self._where} was cut off")] * len(commands)
         try:
@@ -178,18 +179,6 @@ class RedisStore:
                 own = list(islice(following, len(asked.commands)))
                 if not asked.answers.done():  # its caller may be gone
                     asked.answers.set_result(own)
-            self._land()
-
-    def _land(self) -> None:
-        """Hand the connection on to those who wait."""
-        self._flights -= 1
-        if self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BATCH))]
-            self._flights += 1
-            task = asyncio.get_running_loop().create_task(self._fly_together(batch))
-            self._batches.add(task)
-            task.add_done_callback(self._batches.discard)
-        self._landed.set()
 
     def _fail_waiting(self, error: Exception) -> None:
         """A flight that was lost has used up the time that a call may take: who waits behind it must not wait for another."""
@@ -209,43 +198,17 @@ class RedisStore:
         return answers
 
     async def _send(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        client = self._client
-        if isinstance(client, RedisCluster):
-            # Keys live on different servers, so commands go out one by one.
-            return await asyncio.gather(*(client.execute_command(*words) for words in commands), return_exceptions=True)
-        if len(commands) == 1:
-            try:
-                return [await client.execute_command(*commands[0])]  # type: ignore[no-untyped-call]
-            except ResponseError as error:
-                return [error]
-        pipeline = client.pipeline(transaction=False)
-        for words in commands:
-            pipeline.execute_command(*words)
-        return await pipeline.execute(raise_on_error=False)
+        cluster = self._cluster
+        if cluster is None:
+            return await self._connections.ask(commands)
+        # Keys live on different servers, so commands go out one by one.
+        return await asyncio.gather(*(cluster.execute_command(*words) for words in commands), return_exceptions=True)
 
     def _become_cluster(self) -> None:
-        if isinstance(self._client, Redis):
-            self._retired = self._client  # another flight may still be using it
-            self._client = RedisCluster.from_url(
+        if self._cluster is None:
+            self._cluster = RedisCluster.from_url(
                 self._url,
-                socket_timeout=_ANSWER_SECONDS,
-                socket_connect_timeout=_CONNECT_SECONDS,
+                socket_timeout=ANSWER_SECONDS,
+                socket_connect_timeout=CONNECT_SECONDS,
                 max_connections=_CLUSTER_CONNECTIONS,
             )
-
-
-def _pool(url: str, where: str) -> BlockingConnectionPool:
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            timeout=_CONNECTION_SECONDS,
-            socket_timeout=_ANSWER_SECONDS,
-            socket_connect_timeout=_CONNECT_SECONDS,
-            # A server that does not answer is not asked again: the caller has waited long enough. A broken connection is made anew.
-            retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.2), _RETRIES, (DriverConnectionError,)),
-        )
-        pool.make_connection()  # type: ignore[no-untyped-call]  # refuses options that no connection has; connects nothing
-    except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"REDIS_URL ({where}) is not a Redis URL: redis://user:password@host:6379/0") from error
-    return pool
