@@ -24,6 +24,7 @@ from typing import Any
 
 from shared.bus.base import Delivery, Handler, Message, Outcome, Subscription
 from shared.bus.chaos import Chaos
+from shared.bus.mishaps import deadline_missed, handler_raised
 from shared.bus.policy import MAX_DATA_BYTES, Fate, backoff_seconds, check_messages, dead_letter, fate
 from shared.clock import Clock
 from shared.errors import BusUnavailable, Conflict, NotFound
@@ -227,13 +228,7 @@ class MemoryBus:
         try:
             outcome = await line.handler(delivery)
         except Exception as error:
-            _log.warning(
-                "the handler of %s raised %s on message %s, attempt %s",
-                delivery.subscription,
-                type(error).__name__,
-                delivery.message_id,
-                delivery.attempt,
-            )
+            handler_raised(delivery, error)
         finally:
             self._finished(line, run, outcome)
 
@@ -328,10 +323,5 @@ class MemoryBus:
             run.overdue = True
             self._overdue[run] = line.running.pop(run)
             if not run.stored.settled:
-                _log.warning(
-                    "the handler of %s missed the deadline of message %s, attempt %d",
-                    line.subscription.name,
-                    run.stored.message_id,
-                    run.stored.attempts,
-                )
+                deadline_missed(line.subscription.name, run.stored.message_id, run.stored.attempts)
                 self._failed(line, run.stored)

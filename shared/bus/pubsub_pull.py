@@ -20,6 +20,7 @@ from random import uniform
 from typing import Any, Final
 
 from shared.bus.base import Delivery, Handler, Outcome, Subscription
+from shared.bus.mishaps import deadline_missed, handler_raised
 from shared.bus.pubsub_service import PubSubService, ack_deadline_seconds
 from shared.clock import Clock
 from shared.errors import AgentTeamError
@@ -180,13 +181,7 @@ class Puller:
         try:
             outcome = await self._handler(delivery)
         except Exception as error:
-            _log.warning(
-                "the handler of %s raised %s on message %s, attempt %s",
-                delivery.subscription,
-                type(error).__name__,
-                delivery.message_id,
-                delivery.attempt,
-            )
+            handler_raised(delivery, error)
         finally:
             if outcome is Outcome.ACK:
                 self._acks.add(run.ack_id)
@@ -196,12 +191,7 @@ class Puller:
     def _give_up(self, run: _Run, delivery: Delivery) -> None:
         run.overdue = True
         self._free_place()
-        _log.warning(
-            "the handler of %s missed the deadline of message %s, attempt %s",
-            delivery.subscription,
-            delivery.message_id,
-            delivery.attempt,
-        )
+        deadline_missed(delivery.subscription, delivery.message_id, delivery.attempt)
 
     def _finished(self, run: _Run) -> None:
         self._running.discard(run)

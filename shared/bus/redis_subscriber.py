@@ -17,6 +17,7 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection
 
 from shared.bus.base import Delivery, Handler, Message, Outcome, Subscription
+from shared.bus.mishaps import deadline_missed, handler_raised
 from shared.bus.policy import Fate, dead_letter, fate
 from shared.bus.redis_group import Entry, Failed, Group, Held, published_milliseconds
 from shared.clock import Clock
@@ -247,13 +248,7 @@ class Subscriber:
         try:
             outcome = await handler(delivery)
         except Exception as error:
-            _log.warning(
-                "the handler of %s raised %s on message %s, attempt %s",
-                delivery.subscription,
-                type(error).__name__,
-                delivery.message_id,
-                delivery.attempt,
-            )
+            handler_raised(delivery, error)
         finally:
             self._finished(run, outcome)
 
@@ -277,9 +272,7 @@ class Subscriber:
     def _give_up(self, run: _Run) -> None:
         run.overdue = True
         self._overdue.add(run)
-        _log.warning(
-            "the handler of %s missed the deadline of message %s, attempt %d", self._subscription.name, run.id, run.attempt
-        )
+        deadline_missed(self._subscription.name, run.id, run.attempt)
 
     def _settle(self, id: str) -> None:
         self._settled.append(id)
