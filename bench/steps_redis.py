@@ -1,4 +1,4 @@
-"""End to end over Redis Streams, with two worker processes whose agent does nothing: signatures, claims, durable commits, logs.
+"""End to end over Redis Streams, with a worker for an agent that does nothing and one for the orchestrator, everything on.
 
 Redis keeps its data as the local platform's does: appendonly, appendfsync everysec. This process submits and looks on.
 """
@@ -23,6 +23,7 @@ from shared.config import load_settings
 from shared.ids import workflow_id
 from shared.messages import WorkflowRequested
 from shared.runtime import Runtime
+from shared.runtime.joining import join, tune_collector
 from shared.runtime.requests import request_event
 from shared.state import migrations
 from shared.telemetry import configure_logging
@@ -30,17 +31,18 @@ from shared.workflows import Definition
 from tests.support.servers import redis_server
 
 _ROOT = Path(__file__).parents[1]
-_WORKERS = 2
+_ROLES = ("agent", "orchestrator")
 _ROUNDS = 3
 _REDIS = ("--appendonly", "yes", "--appendfsync", "everysec")
 
 
-async def _work(home: str) -> None:
-    """One worker process: agent and orchestrator."""
+async def _work(home: str, role: str) -> None:
+    """A worker process, as `agent-team worker --function …` is."""
     with (Path(home) / f"log-{os.getpid()}").open("w", encoding="utf-8") as log:
         configure_logging("info", stream=log)
         runtime = Runtime(load_settings())
-        await join_noop(runtime, starts=[])
+        await (join_noop(runtime, starts=[]) if role == "agent" else join(runtime, [role]))
+        tune_collector()
         print("ready", flush=True)
         await asyncio.to_thread(sys.stdin.read)
         await runtime.close()
@@ -95,7 +97,7 @@ async def _fleet() -> AsyncIterator[_Fleet]:
         runtime.definitions.clear()
         command = [sys.executable, "-m", "bench.steps_redis", "worker", folder]
         environment = {**os.environ, **variables}
-        workers = [_start(command, environment) for _ in range(_WORKERS)]
+        workers = [_start([*command, role], environment) for role in _ROLES]
         connection = await asyncpg.connect(runtime.database_url)
         try:
             for worker in workers:
@@ -130,7 +132,7 @@ def run() -> dict[str, float]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["worker"]:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as worker_runner:
-            worker_runner.run(_work(sys.argv[2]))
+            worker_runner.run(_work(*sys.argv[2:]))
     else:
         for name, value in run().items():
             print(f"{name:32} {value:12.3f}")

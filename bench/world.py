@@ -13,8 +13,8 @@ from shared.ai.offline import OfflineModel
 from shared.config import Settings
 from shared.ids import workflow_id
 from shared.messages import WorkflowRequested
-from shared.runtime import Result, Runtime, Task, Team, load
-from shared.runtime.joining import tune_collector
+from shared.runtime import Result, Runtime, Task, Team
+from shared.runtime.joining import join, tune_collector
 from shared.runtime.pipeline import Pipeline
 from shared.runtime.requests import request_event
 from shared.runtime.spec import FunctionSpec, Trigger
@@ -91,6 +91,7 @@ async def open_world() -> AsyncIterator[World]:
             world = World(runtime)
             runtime.definitions.clear()
             await join_noop(runtime, starts=world.starts)
+            await join(runtime, ["orchestrator"])
             tune_collector()
             try:
                 yield world
@@ -100,7 +101,7 @@ async def open_world() -> AsyncIterator[World]:
 
 
 async def join_noop(runtime: Runtime, *, starts: list[float]) -> None:
-    """Join the orchestrator to the runtime's bus, and an agent that only notes in `starts` when each attempt began."""
+    """Join an agent to the runtime's bus that only notes in `starts` when each attempt began."""
 
     async def noop(task: Task, team: Team) -> Result:
         starts.append(perf_counter())
@@ -119,9 +120,6 @@ async def join_noop(runtime: Runtime, *, starts: list[float]) -> None:
     )
     agent = Pipeline(runtime.link, "noop", work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)
     await runtime.bus.subscribe(spec.subscriptions()[0], agent)
-    orchestrator = load("orchestrator").handlers(runtime)
-    for subscription in runtime.functions["orchestrator"].subscriptions():
-        await runtime.bus.subscribe(subscription, orchestrator[subscription.topic])
 
 
 __all__ = ["KILOBYTE", "World", "chain", "fan", "join_noop", "open_world"]
