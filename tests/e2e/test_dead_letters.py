@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
+from shared.bus import Bus
 from shared.clock import SystemClock
 from shared.config import Settings
 from shared.errors import StoreUnavailable
@@ -14,6 +16,8 @@ from shared.local import Platform, open_platform
 from shared.local.server import create_app
 from shared.messages import WorkflowRequested
 from shared.runtime import Runtime
+from shared.runtime.spec import FunctionSpec, load_functions
+from tests.support.buses import BUSES, serving
 from tests.support.doubles import SECRET
 
 BRIEF = "The ferry was late on Monday. The crew had 3 people instead of 5. Who decides when it sails?"
@@ -48,13 +52,21 @@ async def ended(platform: Platform, workflow: str, *, after: int = 0) -> dict[st
     return await platform.runtime.store.get(workflow)
 
 
-async def test_a_workflow_that_an_outage_failed_is_finished_after_a_redrive(database: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bus", BUSES)
+async def test_a_workflow_that_an_outage_failed_is_finished_after_a_redrive(bus: str, database: str, tmp_path: Path) -> None:
+    hasty = {"max_attempts": 5, "min_backoff_seconds": 0.01, "max_backoff_seconds": 0.02}
+    functions = load_functions()
+    functions["planner"] = functions["planner"].model_copy(update=hasty)
+    async with serving(bus, [one for spec in functions.values() for one in spec.subscriptions()]) as open_one:
+        await redrive_after_outage(open_one(), functions, database, tmp_path)
+
+
+async def redrive_after_outage(bus: Bus, functions: dict[str, FunctionSpec], database: str, tmp_path: Path) -> None:
     settings = Settings(database_url=database, agent_team_home=tmp_path, comm_hmac_default_secret=SECRET)
     memory = open_guards("memory", SystemClock())
     store = FullStore(memory.idempotency)
-    live = Runtime(settings, guards=Guards(store, memory.limiter, memory.breaker, memory.cache))
-    hasty = {"max_attempts": 5, "min_backoff_seconds": 0.01, "max_backoff_seconds": 0.02}
-    live.functions["planner"] = live.functions["planner"].model_copy(update=hasty)
+    live = Runtime(settings, guards=Guards(store, memory.limiter, memory.breaker, memory.cache), bus=bus)
+    live.functions.update(functions)
     async with (
         open_platform(settings, runtime=live) as platform,
         httpx.AsyncClient(transport=httpx.ASGITransport(create_app(live)), base_url="http://local") as client,

@@ -6,8 +6,7 @@ Forged, truncated, replayed, sent to another topic, unsigned, oversized, and sig
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from random import Random
@@ -17,7 +16,7 @@ import asyncpg
 import orjson
 import pytest
 
-from shared.bus import Bus, Delivery, Handler, Message, Outcome, Subscription, open_bus
+from shared.bus import Bus, Delivery, Handler, Message, Outcome, Subscription
 from shared.bus.memory import MemoryBus
 from shared.clock import SystemClock
 from shared.config import load_settings
@@ -27,11 +26,10 @@ from shared.messages.payloads import TYPES
 from shared.runtime import Runtime
 from shared.runtime.joining import join
 from shared.telemetry import metrics
-from tests.support import pubsub
+from tests.support.buses import BUSES, serving
 from tests.support.doubles import RING, SECRET
 from tests.support.live import until
 from tests.support.reports import platform, write_reports
-from tests.support.servers import redis_server
 
 COUNT = 5_000
 OVERSIZED = 5
@@ -175,34 +173,6 @@ class _Counting:
         await self._bus.close()
 
 
-@asynccontextmanager
-async def opened(bus: str, subscriptions: Sequence[Subscription]) -> AsyncIterator[tuple[Bus, Bus]]:
-    """The bus as the platform has it, and as somebody has it who keeps to no limit."""
-    clock = SystemClock()
-    if bus == "memory":
-        memory = MemoryBus(clock, max_bytes=10 * LIMIT)
-        yield memory, memory
-        await memory.close()
-    elif bus == "redis":
-        with redis_server() as server:
-            ours, theirs = (open_bus("redis", clock, max_bytes=size, redis_url=server.url) for size in (LIMIT, 10 * LIMIT))
-            yield ours, theirs
-            await theirs.close()
-            await ours.close()
-    else:
-        from shared.bus.pubsub import create
-
-        pubsub.require()
-        with pubsub.emulator() as emulator:
-            await create("p", subscriptions, emulator=emulator)
-            ours, theirs = (
-                open_bus("pubsub", clock, max_bytes=size, gcp_project="p", pubsub_emulator=emulator) for size in (LIMIT, 10 * LIMIT)
-            )
-            yield ours, theirs
-            await theirs.close()
-            await ours.close()
-
-
 async def state_of(database: str) -> list[Any]:
     connection = await asyncpg.connect(database)
     try:
@@ -216,7 +186,7 @@ def rejected() -> Counter[str]:
     return Counter({reason: int(metrics.value("envelope.rejected", reason=reason)) for reason in _REASONS})
 
 
-@pytest.mark.parametrize("bus", ["memory", "redis", "pubsub"])
+@pytest.mark.parametrize("bus", BUSES)
 async def test_altered_messages_are_refused_and_change_nothing(
     bus: str, database: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,7 +206,8 @@ async def test_altered_messages_are_refused_and_change_nothing(
     hostile = [MUTATIONS[n % len(MUTATIONS)](random.choice(genuine), random) for n in range(COUNT - OVERSIZED)]
     hostile += [oversized(random.choice(genuine), random) for _ in range(OVERSIZED)]
     before, counted_before = await state_of(database), rejected()
-    async with opened(bus, subscriptions) as (ours, theirs):
+    async with serving(bus, subscriptions) as open_one:
+        ours, theirs = open_one(), open_one(max_bytes=10 * LIMIT)  # theirs keeps to no limit
         counting = _Counting(ours)
         live = Runtime(settings, bus=counting, guards=open_guards("memory", SystemClock()))
         await join(live, live.functions)
