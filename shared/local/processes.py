@@ -69,7 +69,7 @@ class Process:
 
     def kill(self) -> None:
         """End it at once, with all its own children, as a power cut does. It is started again."""
-        if self._process is not None and self._process.returncode is None:
+        if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 
@@ -132,16 +132,10 @@ class Process:
             if loop.time() - since >= _HEALTHY_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
             _log.warning("%s ended with status %d and is started again", self.name, status)
-            self._end_orphans()
+            self.kill()  # a server whose main process died may have left workers that hold its port
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             await self._spawn()
-
-    def _end_orphans(self) -> None:
-        """A server whose main process died may have left workers that hold its port."""
-        if self._process is not None:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:
