@@ -201,6 +201,7 @@ class RedisStore:
         cluster = self._cluster
         if cluster is None:
             return await self._connections.ask(commands)
+        await cluster.initialize()  # once: many callers of an unready one cut off each other's connections
         # Keys live on different servers, so commands go out one by one.
         return await asyncio.gather(*(cluster.execute_command(*words) for words in commands), return_exceptions=True)
 
