@@ -92,6 +92,8 @@ class Settings(BaseSettings):
     """Where the local platform keeps its data."""
 
     gemini_api_key: Annotated[SecretStr | None, _expect("a Gemini API key")] = None
+    gemini_base_url: HttpUrl = None
+    """Another address for the Gemini API: a proxy, or a simulator."""
     ai_model_default: Text = "gemini-2.5-pro"
     ai_model_fallbacks: Names = ("gemini-1.5-pro", "gemini-1.5-flash")
     ai_temperature: Share = 0.2

@@ -9,15 +9,20 @@
     │   ├── Conflict                 the same key was used for something else
     │   ├── EnvelopeRejected         a message that may not be trusted or understood; carries a `reason` for the counter
     │   ├── BudgetExceeded           the workflow's steps, tokens, money or time are used up
-    │   ├── ModelRefused             the model will not answer this: key, permission, safety, …
+    │   ├── Cancelled                the workflow ended while this was at work for it
+    │   ├── ModelRefused             the model will not answer this: key, permission, …
+    │   │   ├── ContentBlocked       what was asked or answered is not let through by the provider's safety rules
     │   │   └── ModelUnknown         there is no such model (any more): another one may serve
-    │   └── OutputInvalid            an answer does not fit the schema that was asked for
+    │   └── OutputInvalid            an answer is not JSON, or does not fit the schema that was asked for
+    │       ├── OutputEmpty          there is no answer in the response
+    │       └── OutputTruncated      the answer was cut off at its limit of tokens
     └── Transient                    trying again later may help; may say when
         ├── RateLimited              a quota is used up for now
         ├── CircuitOpen              a breaker refuses calls for now
         ├── BusUnavailable           the message bus
         ├── StoreUnavailable         the database or the guards' store
-        └── ModelUnavailable         the model: connection, timeout, 429, 5xx
+        └── ModelUnavailable         the model: 5xx, no connection
+            └── OutcomeUnknown       no answer came: the call may have been carried out, and charged
 
 An exception that is none of these is unknown and counts as transient: dead-lettering bounds it.
 A message says what was wrong, where, and what to do. It never holds a payload or a secret.
@@ -73,8 +78,16 @@ class BudgetExceeded(Permanent):
     """The workflow's steps, tokens, money or time are used up."""
 
 
+class Cancelled(Permanent):
+    """The workflow ended while this was at work for it."""
+
+
 class ModelRefused(Permanent):
     """The model will not answer: bad key, no permission, unsafe, unknown model."""
+
+
+class ContentBlocked(ModelRefused):
+    """What was asked or answered is not let through by the provider's safety rules."""
 
 
 class ModelUnknown(ModelRefused):
@@ -82,7 +95,15 @@ class ModelUnknown(ModelRefused):
 
 
 class OutputInvalid(Permanent):
-    """An answer does not fit the schema that was asked for."""
+    """An answer is not JSON, or does not fit the schema that was asked for."""
+
+
+class OutputEmpty(OutputInvalid):
+    """There is no answer in the response."""
+
+
+class OutputTruncated(OutputInvalid):
+    """The answer was cut off at its limit of tokens."""
 
 
 class Transient(AgentTeamError):
@@ -110,4 +131,8 @@ class StoreUnavailable(Transient):
 
 
 class ModelUnavailable(Transient):
-    """The model did not answer: connection, timeout, 429, 5xx."""
+    """The model did not answer: 5xx, no connection."""
+
+
+class OutcomeUnknown(ModelUnavailable):
+    """No answer came: a timeout, or a connection that dropped. The call may have been carried out, and charged."""

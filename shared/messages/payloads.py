@@ -46,6 +46,10 @@ class Usage(Payload):
         )
 
 
+UsageByModel = Annotated[dict[Annotated[str, StringConstraints(max_length=100)], Usage], Field(max_length=20)]
+"""The same usage by the name of the model that was asked."""
+
+
 class ErrorInfo(Payload):
     """Why something failed: the error's class name and one line without payload or secret."""
 
@@ -58,6 +62,9 @@ class Remaining(Payload):
 
     tokens: int | None = None
     cost_microdollars: int | None = None
+    max_tokens: int | None = None
+    """Of which `tokens` are left."""
+    max_cost_microdollars: int | None = None
 
 
 class SpawnedStep(Payload):
@@ -110,6 +117,8 @@ class StepDispatched(Payload):
     timeout_seconds: float = Field(default=300.0, gt=0)
     deadline: AwareDatetime
     remaining: Remaining = Remaining()
+    resumed: int = Field(default=0, ge=0, le=2**31 - 1)
+    """How often the workflow went on after it had failed: an end before that is none for this attempt."""
 
 
 class StepCompleted(Payload):
@@ -124,6 +133,7 @@ class StepCompleted(Payload):
     attempt: Attempt
     output: Any = None
     usage: Usage = Usage()
+    models: UsageByModel = Field(default_factory=dict)
     spawn: tuple[SpawnedStep, ...] = ()
     join: str | None = None
 
@@ -138,6 +148,7 @@ class StepFailed(Payload):
     permanent: bool = False
     retry_after_seconds: float | None = Field(default=None, ge=0, le=366 * 86_400)
     usage: Usage = Usage()
+    models: UsageByModel = Field(default_factory=dict)
 
 
 class StepDeferred(Payload):
@@ -149,6 +160,7 @@ class StepDeferred(Payload):
     deferrals: int = Field(default=0, ge=0)
     not_before: AwareDatetime
     usage: Usage = Usage()
+    models: UsageByModel = Field(default_factory=dict)
 
 
 class WorkflowCancelled(Payload):
