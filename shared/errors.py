@@ -12,7 +12,8 @@
     │   ├── Cancelled                the workflow ended while this was at work for it
     │   ├── ModelRefused             the model will not answer this: key, permission, …
     │   │   ├── ContentBlocked       what was asked or answered is not let through by the provider's safety rules
-    │   │   └── ModelUnknown         there is no such model (any more): another one may serve
+    │   │   ├── ModelUnknown         there is no such model (any more): another one may serve
+    │   │   └── PromptTooLarge       the prompt is larger than what the model can read
     │   └── OutputInvalid            an answer is not JSON, or does not fit the schema that was asked for
     │       ├── OutputEmpty          there is no answer in the response
     │       └── OutputTruncated      the answer was cut off at its limit of tokens
@@ -92,6 +93,10 @@ class ContentBlocked(ModelRefused):
 
 class ModelUnknown(ModelRefused):
     """There is no such model, or it was retired. Another one may serve; a refused key would be refused there too."""
+
+
+class PromptTooLarge(ModelRefused):
+    """The prompt is larger than what the model can read; it was not asked."""
 
 
 class OutputInvalid(Permanent):

@@ -4,8 +4,11 @@ What a call tells of the service:
 
 - It works: a reply, and also an answer that refuses (key, permission, safety, no such model) or is of no use.
 - It fails: ModelUnavailable, a timeout, and any error that nobody expected.
-- Nothing: a quota that is used up, our own limit's or the provider's, and a call that was cancelled. Were that a success, the calls
-  that a limit turns away would keep a dead service's circuit closed; were it a failure, a full quota would open it.
+- Nothing: a quota that is used up, our own limit's or the provider's, a budget that is, a prompt that no context holds, and a call
+  that was cancelled. Were that a success, the calls that a limit turns away would keep a dead service's circuit closed; were it a
+  failure, a full quota would open it.
+
+Retries stand outside: each of their calls counts, and a probe is one call (docs/decisions/2026-11-24-breaker-inside-retries.md).
 
 Of a probe something must be said, or its place stays taken for as long as a probe may last. One that told nothing sends the
 circuit back to OPEN: it has proven nothing, the pause is shorter than the wait for a lost probe, and a limit that turned the probe
@@ -15,6 +18,7 @@ away would turn the next one away too.
 import asyncio
 from typing import Final
 
+from shared.ai.accounted import UNASKED
 from shared.ai.base import Model, Reply, Request
 from shared.clock import Clock
 from shared.errors import CircuitOpen, ModelRefused, OutputInvalid, RateLimited
@@ -59,11 +63,11 @@ class BreakerModel:
         begun = self._clock.monotonic()
         try:
             reply = await self._inner.generate(request)
+        except (RateLimited, *UNASKED):
+            await self._give_back_probe()
+            raise
         except (ModelRefused, OutputInvalid):
             await self._report(success=True)
-            raise
-        except RateLimited:
-            await self._give_back_probe()
             raise
         except asyncio.CancelledError:
             if self._clock.monotonic() - begun >= request.timeout_seconds * _OVERDUE:

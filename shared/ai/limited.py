@@ -2,10 +2,10 @@
 
 A call reserves its place before it is made, and tokens by a guess that is settled with what was used. A short wait is waited out;
 for a longer one there is RateLimited, which says when to come back. What one instance learns from the provider's 429 slows all.
+Retries stand outside: each of their calls reserves a place of its own, and waits no longer than its own part of the time allows.
 """
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,8 +13,10 @@ from datetime import datetime, time, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from shared.ai.accounted import UNASKED
 from shared.ai.base import Model, Reply, Request
 from shared.ai.catalog import Limit
+from shared.ai.sent import input_tokens_about
 from shared.clock import Clock
 from shared.errors import RateLimited
 from shared.guards import RateLimiter, Window
@@ -29,8 +31,6 @@ _LEAST_SHARE_OF_CALL: Final = 0.5
 """Of a request's timeout. A call that waited longer would hardly end in time, and what it did until then is paid for."""
 _LONGEST_PENALTY_SECONDS: Final = 86_400.0
 """No quota is longer than a day, and a header may say anything."""
-_BYTES_PER_TOKEN: Final = 4
-"""Google's rule of thumb (https://ai.google.dev/gemini-api/docs/tokens) for English; other scripts have more bytes a letter."""
 
 
 def pacific_day(now: datetime) -> tuple[float, float]:
@@ -43,7 +43,12 @@ def pacific_day(now: datetime) -> tuple[float, float]:
 
 def tokens_at_most(request: Request) -> int:
     """A guess at the tokens that a request will use, on the high side: most answers are shorter than they may be."""
-    return math.ceil(len(request.prompt.encode(errors="replace")) / _BYTES_PER_TOKEN) + request.max_tokens
+    return input_tokens_about(request) + request.max_tokens
+
+
+def longest_wait(timeout_seconds: float) -> float:
+    """The seconds that may be waited for a call that has so many in all."""
+    return min(_LONGEST_WAIT_SECONDS, timeout_seconds * (1 - _LEAST_SHARE_OF_CALL))
 
 
 class LimitedModel:
@@ -64,12 +69,16 @@ class LimitedModel:
         """Raises RateLimited when the wait would be longer than a minute, or than half of the request's timeout."""
         asked = self._clock.monotonic()
         tokens = self._tokens(request)
-        await self._wait_for_turn(request, tokens)
+        windows = self._windows(tokens)
+        await self._wait_for_turn(request, windows)
         begun = self._clock.monotonic()
         left = max(0.001, request.timeout_seconds - (begun - asked))
         self._let_through(begun, waited=begun - asked)
         try:
             reply = await self._inner.generate(replace(request, timeout_seconds=left))
+        except UNASKED:
+            await self._give_back(windows, since=begun)
+            raise
         except RateLimited as error:
             if error.retry_after_seconds is not None:
                 await self._limiter.penalise(self._bucket, min(error.retry_after_seconds, _LONGEST_PENALTY_SECONDS))
@@ -79,10 +88,8 @@ class LimitedModel:
             await self._settle(MINUTE, reply.usage.tokens - tokens, since=begun)
         return reply
 
-    async def _wait_for_turn(self, request: Request, tokens: int) -> None:
-        longest = min(_LONGEST_WAIT_SECONDS, request.timeout_seconds * (1 - _LEAST_SHARE_OF_CALL))
-        limit = self._limit
-        windows = self._windows(tokens)
+    async def _wait_for_turn(self, request: Request, windows: Sequence[Window]) -> None:
+        limit, longest = self._limit, longest_wait(request.timeout_seconds)
         try:
             wait = await self._limiter.reserve(
                 self._bucket, rate=limit.qps, burst=limit.burst, windows=windows, max_wait_seconds=longest
@@ -94,10 +101,13 @@ class LimitedModel:
         try:
             await self._clock.sleep(wait)
         except asyncio.CancelledError:
-            # The call will not be made. Its place in the line passes by itself; a day's would be gone until midnight.
-            for window in windows:
-                await self._settle(window.name, -window.cost, since=turn)
+            await self._give_back(windows, since=turn)
             raise
+
+    async def _give_back(self, windows: Sequence[Window], *, since: float) -> None:
+        """The call was not made. Its place in the line passes by itself; a day's would be gone until midnight."""
+        for window in windows:
+            await self._settle(window.name, -window.cost, since=since)
 
     def _tokens(self, request: Request) -> int:
         guess = tokens_at_most(request)

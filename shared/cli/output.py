@@ -65,10 +65,10 @@ def write_result(output: Any) -> None:
 
 
 def describe_model(settings: "Settings") -> str:
-    """Which model answers."""
+    """Which model answers, and which after it."""
     if settings.gemini_api_key is None:
         return "offline, extractive (set GEMINI_API_KEY to ask Gemini)"
-    return f"Gemini, {settings.ai_model_default}"
+    return f"Gemini, {', then '.join(settings.models)}"
 
 
 def counted(number: int, noun: str) -> str:

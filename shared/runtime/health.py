@@ -74,7 +74,7 @@ async def ask_guards(live: Runtime) -> None:
 
 
 async def ask_model(live: Runtime) -> None:
-    """Whether a model can be opened, and one that is asked has not just failed repeatedly."""
+    """Whether a model can be opened, and not all that are asked have just failed repeatedly."""
     _ = live.model
     if not live.asked_models or not live.settings.enable_circuit_breaker:
         return
@@ -85,8 +85,9 @@ async def ask_model(live: Runtime) -> None:
             states = [await breaker_state(live.guards.breaker, model) for model in live.asked_models]
     if states and all(state == "OPEN" for state in states):
         failing = ", ".join(live.asked_models)
+        are = "breaker of {} is" if len(states) == 1 else "breakers of {} are"
         raise CircuitOpen(
-            f"the circuit breaker of {failing} is OPEN: calls failed repeatedly; the log says why, and soon a call is tried again"
+            f"the circuit {are.format(failing)} OPEN: calls failed repeatedly; the log says why, and soon a call is tried again"
         )
 
 

@@ -112,18 +112,21 @@ class Runtime:
         key = settings.gemini_api_key
         return open_model(
             gemini_api_key=None if key is None else key.get_secret_value(),
-            model=settings.ai_model_default,
+            models=settings.models,
             guards=self.guards,
             clock=self.clock,
+            gemini_base_url=settings.gemini_base_url,
             qps=settings.ai_rate_qps,
             qps_given="ai_rate_qps" in settings.model_fields_set,
             breaker=settings.enable_circuit_breaker,
+            retries=settings.enable_retry_logic,
+            cache=settings.enable_cache,
         )
 
     @property
     def asked_models(self) -> tuple[str, ...]:
-        """The models that are asked, in this order; none where the offline model answers."""
-        return () if self.settings.gemini_api_key is None else (self.settings.ai_model_default,)
+        """The chain of models that are asked, in this order; none where the offline model answers."""
+        return () if self.settings.gemini_api_key is None else self.settings.models
 
     @cached_property
     def functions(self) -> "dict[str, FunctionSpec]":
@@ -196,9 +199,10 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "store", "guards"):
-            if name in self.__dict__:
-                await getattr(self, name).close()
+        for name in ("bus", "model", "store", "guards"):
+            close = getattr(self.__dict__.get(name), "close", None)
+            if close is not None:  # not every model holds connections
+                await close()
 
 
 _runtime: Runtime | None = None
