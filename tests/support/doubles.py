@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from shared.ai import Model, Reply, Request
+from shared.ai import Hold, Model, Reply, Request
 from shared.bus import Delivery, Handler, Message, Subscription
 from shared.clock import Clock, ManualClock
+from shared.errors import BudgetExceeded
 from shared.guards import Claim, Guards, Idempotency, open_guards
 from shared.messages import Envelope, KeyRing, Payload, StepDispatched, Usage, open_envelope, seal
 from shared.runtime.pipeline import Link
@@ -40,7 +41,10 @@ class RememberingBus:
 
 
 class ScriptedModel:
-    """Gives its answers one after the other (an exception is raised) and keeps the requests; the last answer is repeated."""
+    """Gives its answers one after the other and keeps the requests; the last answer is repeated.
+
+    An exception is raised, a reply is given as it is, anything else is the output of one.
+    """
 
     def __init__(self, *answers: Any, usage: Usage | None = None) -> None:
         self.requests: list[Request] = []
@@ -52,7 +56,45 @@ class ScriptedModel:
         self.requests.append(request)
         if isinstance(answer, BaseException):
             raise answer
-        return Reply(output=answer, model="scripted", usage=self._usage)
+        return answer if isinstance(answer, Reply) else Reply(output=answer, model="scripted", usage=self._usage)
+
+
+class SkippingClock(ManualClock):
+    """A clock on which a sleep is over at once; it remembers them all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slept: list[float] = []
+
+    async def sleep(self, seconds: float) -> None:
+        if seconds > 0:
+            self.slept.append(seconds)
+        await self.advance(seconds)
+
+
+class Purse:
+    """An account of so many tokens and microdollars, which remembers what it is told."""
+
+    def __init__(self, *, tokens: int = 10**9, cost_microdollars: int = 10**9) -> None:
+        self.tokens_left = tokens
+        self.cost_left = cost_microdollars
+        self.held: list[Hold] = []
+        self.settled: list[tuple[str, Usage]] = []
+
+    async def hold(self, *, tokens: int, cost_microdollars: int) -> Hold:
+        if tokens > self.tokens_left or cost_microdollars > self.cost_left:
+            raise BudgetExceeded("the purse does not hold that much")
+        self._take(tokens, cost_microdollars)
+        self.held.append(Hold(tokens, cost_microdollars, 0.0))
+        return self.held[-1]
+
+    async def settle(self, hold: Hold, *, model: str, usage: Usage) -> None:
+        self._take(usage.tokens - hold.tokens, usage.cost_microdollars - hold.cost_microdollars)
+        self.settled.append((model, usage))
+
+    def _take(self, tokens: int, cost_microdollars: int) -> None:
+        self.tokens_left -= tokens
+        self.cost_left -= cost_microdollars
 
 
 class CountingModel:
