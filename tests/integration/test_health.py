@@ -337,7 +337,7 @@ async def test_an_error_that_nobody_expected_is_in_the_log_and_not_in_the_answer
 )
 async def test_the_model_is_unhealthy_while_its_breaker_is_open(failures: int, later: float, breaker: bool, status: int) -> None:
     clock = ManualClock()
-    given = settings(gemini_api_key=KEY, ai_model_default="gemini-x", enable_circuit_breaker=breaker)
+    given = settings(gemini_api_key=KEY, ai_model_default="gemini-x", ai_model_fallbacks=(), enable_circuit_breaker=breaker)
     live = Runtime(given, clock=clock, store=store(Caller()))
     for _ in range(failures):
         await live.guards.breaker.after(breaker_of("gemini-x"), success=False)
@@ -347,6 +347,20 @@ async def test_the_model_is_unhealthy_while_its_breaker_is_open(failures: int, l
     assert answered == status
     if status == 503:
         assert body["errors"]["ai_service"].startswith("the circuit breaker of gemini-x is OPEN")
+
+
+@pytest.mark.parametrize(("open_circuits", "status"), [(("gemini-x",), 200), (("gemini-x", "gemini-y"), 503)])
+async def test_the_models_are_unhealthy_when_none_is_left(open_circuits: tuple[str, ...], status: int) -> None:
+    given = settings(gemini_api_key=KEY, ai_model_default="gemini-x", ai_model_fallbacks=("gemini-y",))
+    live = Runtime(given, clock=ManualClock(), store=store(Caller()))
+    for model in open_circuits:
+        for _ in range(5):
+            await live.guards.breaker.after(breaker_of(model), success=False)
+
+    answered, body = await ready(live)
+    assert answered == status
+    if status == 503:
+        assert body["errors"]["ai_service"].startswith("the circuit breakers of gemini-x, gemini-y are OPEN")
 
 
 async def test_the_model_is_unhealthy_when_it_cannot_be_opened() -> None:

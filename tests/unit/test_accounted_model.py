@@ -50,9 +50,7 @@ def purse() -> Purse:
 
 
 def paid_for(request: Request, purse: Purse) -> Request:
-    return Request(
-        prompt=request.prompt, max_tokens=request.max_tokens, timeout_seconds=request.timeout_seconds, account=purse
-    )
+    return Request(prompt=request.prompt, max_tokens=request.max_tokens, timeout_seconds=request.timeout_seconds, account=purse)
 
 
 def accounted(inner: Any, name: str = "scripted", **changes: Any) -> AccountedModel:
@@ -251,9 +249,7 @@ async def test_a_definite_no_gives_back_what_was_set_aside(error: Exception, out
         (OutputInvalid("a provider that raises it"), "invalid"),
     ],
 )
-async def test_what_may_have_been_charged_counts_as_spent(
-    error: BaseException, outcome: str, name: str, purse: Purse
-) -> None:
+async def test_what_may_have_been_charged_counts_as_spent(error: BaseException, outcome: str, name: str, purse: Purse) -> None:
     with pytest.raises(type(error)):
         await accounted(ScriptedModel(error), name).generate(paid_for(REQUEST, purse))
     assert (len(purse.held), purse.settled) == (1, [])
@@ -271,9 +267,7 @@ async def test_what_may_have_been_charged_counts_as_spent(
     ],
 )
 @pytest.mark.parametrize("pays", [True, False])
-async def test_a_reply_of_no_use_is_paid_and_then_raised(
-    problem: Any, outcome: str, pays: bool, name: str, purse: Purse
-) -> None:
+async def test_a_reply_of_no_use_is_paid_and_then_raised(problem: Any, outcome: str, pays: bool, name: str, purse: Purse) -> None:
     inner = ScriptedModel(Reply(output="", model="scripted", usage=USED, problem=problem))
     with pytest.raises(type(problem)) as caught:
         await accounted(inner, name).generate(paid_for(REQUEST, purse) if pays else REQUEST)

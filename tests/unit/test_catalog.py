@@ -25,13 +25,15 @@ def test_every_entry_has_a_price_with_its_source_and_date_and_a_limit_of_tokens(
     assert entry.source.startswith("https://ai.google.dev/")
     assert entry.as_of is not None
     assert entry.limit.tokens_per_minute is not None
+    assert entry.context_tokens is not None
+    assert entry.context_tokens >= 1_000_000
     assert entry.limit.burst >= entry.limit.qps > 0
 
 
 def test_a_model_that_nobody_knows_gets_the_rate_of_the_settings_and_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     entries = [find("gemini-of-tomorrow", qps=7) for _ in range(3)]
     assert [entry.limit for entry in entries] == [Limit(qps=7, burst=7, per_day=None, tokens_per_minute=None)] * 3
-    assert entries[0].price is None
+    assert (entries[0].price, entries[0].context_tokens) == (None, None)
     (record,) = caplog.records
     assert (record.levelno, "gemini-of-tomorrow" in record.getMessage()) == (logging.WARNING, True)
 

@@ -157,7 +157,9 @@ def test_messages_go_to_standard_error_unwrapped(capsys: pytest.CaptureFixture[s
 
 def test_the_model_is_named() -> None:
     assert describe_model(Settings()).startswith("offline, extractive")
-    assert describe_model(Settings.model_validate({"gemini_api_key": "k" * 39})) == "Gemini, gemini-2.5-pro"
+    assert describe_model(Settings.model_validate({"gemini_api_key": "k" * 39})) == (
+        "Gemini, gemini-2.5-pro, then gemini-1.5-pro, then gemini-1.5-flash"
+    )
 
 
 @pytest.mark.parametrize(

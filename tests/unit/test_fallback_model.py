@@ -158,9 +158,7 @@ async def test_whom_no_time_is_left_for_is_not_asked(clock: ManualClock) -> None
     with pytest.raises(ModelUnavailable) as caught:
         await chain(clock, Hanging(clock), second).generate(Request(prompt="x", timeout_seconds=60))
     assert second.requests == []
-    assert str(caught.value) == (
-        "no model of the chain answered; m1 (OutcomeUnknown: no answer); m2 (not asked: the time is up)"
-    )
+    assert str(caught.value) == ("no model of the chain answered; m1 (OutcomeUnknown: no answer); m2 (not asked: the time is up)")
 
     quick = chain(clock, Hanging(clock, share=0.9), second)
     assert (await quick.generate(Request(prompt="x", timeout_seconds=60))).output == "answer"
@@ -182,7 +180,9 @@ async def test_the_error_names_each_model_and_why(clock: ManualClock) -> None:
     with pytest.raises(ModelUnavailable) as caught:
         await model.generate(REQUEST)
     message = str(caught.value)
-    assert message.startswith("no model of the chain answered; m1 (ModelUnknown: 404); m2 (RateLimited: full); m3 (ModelUnavailable: ")
+    assert message.startswith(
+        "no model of the chain answered; m1 (ModelUnknown: 404); m2 (RateLimited: full); m3 (ModelUnavailable: "
+    )
     assert "the service failed xxx" in message
     assert "\n" not in message
     assert len(message) < 350

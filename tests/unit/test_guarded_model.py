@@ -10,11 +10,17 @@ from shared.ai.guarded import BreakerModel, breaker_of, breaker_state
 from shared.clock import ManualClock
 from shared.errors import (
     AgentTeamError,
+    BudgetExceeded,
+    Cancelled,
     CircuitOpen,
+    ContentBlocked,
     ModelRefused,
     ModelUnavailable,
     ModelUnknown,
+    OutcomeUnknown,
+    OutputEmpty,
     OutputInvalid,
+    PromptTooLarge,
     RateLimited,
 )
 from shared.guards import Breaker, open_guards
@@ -23,7 +29,14 @@ from tests.support.doubles import ScriptedModel
 
 REQUEST = Request(prompt="x", timeout_seconds=100)
 GONE = ModelUnavailable("gone")
-ANSWERS = [ModelRefused("no permission"), ModelUnknown("no such model"), OutputInvalid("cut off")]
+ANSWERS = [
+    ModelRefused("no permission"),
+    ModelUnknown("no such model"),
+    ContentBlocked("blocked"),
+    OutputInvalid("cut off"),
+    OutputEmpty("nothing"),
+]
+UNASKED = [BudgetExceeded("spent"), Cancelled("ended"), PromptTooLarge("too large")]
 
 
 @pytest.fixture
@@ -110,7 +123,7 @@ async def test_it_opens_after_five_failures_in_a_row_and_closes_after_two_succes
     await bench.call("answer")
 
 
-@pytest.mark.parametrize("error", [GONE, TimeoutError(), ZeroDivisionError()])
+@pytest.mark.parametrize("error", [GONE, OutcomeUnknown("no answer"), TimeoutError(), ZeroDivisionError()])
 async def test_what_is_down_and_what_nobody_expected_are_failures(bench: Bench, error: Exception) -> None:
     for _ in range(5):
         await bench.call(error)
@@ -157,6 +170,26 @@ async def test_a_probe_that_finds_the_quota_full_makes_room_for_another(bench: B
     await bench.clock.advance(30)
     await bench.call("answer")
     assert await bench.state() == "HALF_OPEN"
+
+
+@pytest.mark.parametrize("error", UNASKED)
+async def test_a_call_that_was_never_made_says_nothing_of_the_service(bench: Bench, error: AgentTeamError) -> None:
+    for _ in range(10):
+        await bench.call(error)
+    assert await bench.state() == "CLOSED"
+    for _ in range(4):
+        await bench.call(GONE)
+        await bench.call(error)
+    await bench.call(GONE)
+    assert await bench.state() == "OPEN"
+
+    await bench.clock.advance(30)
+    await bench.call(error)
+    assert (await bench.state(), bench.gauge) == ("OPEN", 2)
+    await bench.clock.advance(30)
+    await bench.call("answer")
+    await bench.call("answer")
+    assert await bench.state() == "CLOSED"
 
 
 async def test_a_probe_that_is_cancelled_makes_room_for_another(bench: Bench) -> None:

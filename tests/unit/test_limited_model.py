@@ -14,7 +14,7 @@ from shared.ai import Model, Prompt, Reply, Request
 from shared.ai.catalog import Limit
 from shared.ai.limited import LimitedModel, pacific_day, tokens_at_most
 from shared.clock import ManualClock
-from shared.errors import AgentTeamError, ModelUnavailable, RateLimited
+from shared.errors import AgentTeamError, BudgetExceeded, Cancelled, ModelUnavailable, PromptTooLarge, RateLimited
 from shared.guards import RateLimiter, Window, open_guards
 from shared.messages import StepDeferred, Usage
 from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
@@ -291,6 +291,19 @@ async def test_a_call_that_failed_keeps_its_guess(clock: ManualClock, name: str)
     assert notes.settled == []
 
 
+@pytest.mark.parametrize("error", [BudgetExceeded("spent"), Cancelled("ended"), PromptTooLarge("too large")])
+async def test_a_call_that_was_never_made_gives_back_its_request_and_its_tokens(
+    clock: ManualClock, limiter: RateLimiter, name: str, error: AgentTeamError
+) -> None:
+    limit = Limit(qps=100, burst=100, per_day=2, tokens_per_minute=2000)
+    for _ in range(5):
+        with pytest.raises(type(error)):
+            await LimitedModel(ScriptedModel(error), limiter, limit, clock, name=name).generate(REQUEST)
+    used = Usage(model_calls=1, input_tokens=1000)
+    model = LimitedModel(ScriptedModel("answer", usage=used), limiter, limit, clock, name=name)
+    assert (await ask_until_refused(model))[0] == 2
+
+
 async def test_a_call_larger_than_a_minute_takes_a_whole_one(clock: ManualClock, limiter: RateLimiter, name: str) -> None:
     inner = ScriptedModel("answer", usage=Usage(model_calls=1, input_tokens=1000))
     model = LimitedModel(inner, limiter, Limit(qps=100, burst=100, tokens_per_minute=600), clock, name=name)
@@ -303,6 +316,7 @@ def test_a_guess_counts_the_prompt_and_all_that_the_answer_may_take() -> None:
     assert tokens_at_most(Request(prompt="abcde", max_tokens=7)) == 9
     assert tokens_at_most(Request(prompt="日本語テキスト", max_tokens=0)) == 6
     assert tokens_at_most(Request(prompt="\ud800", max_tokens=0)) == 1
+    assert tokens_at_most(Request(prompt="abcde", schema={"type": "string"}, max_tokens=7)) == 6 + 7
 
 
 # What the provider says

@@ -33,7 +33,15 @@ async def test_json_is_read_with_a_fence_and_white_space_around_it(text: str) ->
 
 @pytest.mark.parametrize(
     "text",
-    ["", "Here it is: " + GOOD, GOOD + " I hope it helps.", f"```\n{GOOD}\n```", f"```json\n{GOOD}", "{'title': 'a'}", '{"title": "a"'],
+    [
+        "",
+        "Here it is: " + GOOD,
+        GOOD + " I hope it helps.",
+        f"```\n{GOOD}\n```",
+        f"```json\n{GOOD}",
+        "{'title': 'a'}",
+        '{"title": "a"',
+    ],
 )
 async def test_nothing_else_is_taken_for_json(text: str) -> None:
     inner = ScriptedModel(text, text, GOOD)
