@@ -2,16 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 
 import pytest
 
-from shared.ai import Model, Request
+from shared.ai import Model, Request, ToolCall, Turn
+from shared.ai.cached import CachedModel
 from shared.ai.catalog import Limit
 from shared.ai.guarded import BreakerModel
 from shared.ai.limited import LimitedModel
+from shared.ai.retrying import RetryingModel
 from shared.clock import Clock, ManualClock, SystemClock
 from shared.errors import CircuitOpen, ModelUnavailable, RateLimited
 from shared.guards import Guards, open_guards
+from shared.messages import Usage
 from tests.support.doubles import ScriptedModel
 from tests.support.servers import RedisServer, redis_server
 
@@ -111,6 +115,26 @@ async def test_a_breaker_that_one_instance_opened_is_open_for_the_others(fleet: 
             await one.generate(REQUEST)
     with pytest.raises(CircuitOpen):
         await other.generate(REQUEST)
+
+
+async def test_a_limit_that_others_fill_is_not_waited_for_again_by_the_retries(fleet: list[Guards]) -> None:
+    # The next place is free in 40 s; a call of 60 s waits for half of that.
+    limit = Limit(qps=1 / 40, burst=1)
+    await limited(fleet[0], limit, ScriptedModel("answer"), ManualClock()).generate(REQUEST)
+    clock, inner = TellingClock(), ScriptedModel("answer")
+    with pytest.raises(RateLimited) as refused:
+        await RetryingModel(limited(fleet[1], limit, inner, clock), clock).generate(REQUEST)
+    assert refused.value.retry_after_seconds == pytest.approx(40, abs=5)
+    assert (inner.requests, clock.asleep.is_set()) == ([], False)
+
+
+async def test_what_one_instance_was_answered_the_others_need_not_ask(fleet: list[Guards]) -> None:
+    asked, not_asked = ScriptedModel({"title": "ä"}), ScriptedModel("other")
+    call = ToolCall("look_up", {"word": "a"}, signature=b"\xff")
+    request = replace(REQUEST, turns=(Turn("m", (call,), ({"found": 1},)),))
+    assert (await CachedModel(asked, fleet[0].cache, models=["m"]).generate(request)).output == {"title": "ä"}
+    hit = await CachedModel(not_asked, fleet[1].cache, models=["m"]).generate(request)
+    assert (hit.output, hit.usage, not_asked.requests) == ({"title": "ä"}, Usage(), [])
 
 
 async def test_without_the_store_each_instance_goes_on_with_its_share() -> None:
