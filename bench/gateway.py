@@ -1,7 +1,7 @@
 """What the model gateway adds to a call: everything in front of a model, against the provider's own client and nothing.
 
-One call at a time, the ways in turn, all to one local server in a process of its own that gives the same answer at once. A call asks
-the breaker, reserves its place, sets aside what it may cost, and settles all three: over Redis six round trips in a row.
+One call at a time, the ways in turn, all to one local server in a process of its own that gives the same answer at once. A call
+asks the breaker, reserves its place, sets aside what it may cost, and settles all three: over Redis six round trips in a row.
 """
 
 import asyncio
