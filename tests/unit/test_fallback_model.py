@@ -1,5 +1,6 @@
 """A chain of models: when one fails, the next is asked."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -123,15 +124,26 @@ async def test_a_model_that_does_not_exist_is_not_asked_for_ten_minutes(
 
 
 async def test_the_time_of_a_model_that_does_not_exist_is_there_for_the_others(clock: ManualClock) -> None:
-    second = ScriptedModel("answer")
-    model = chain(clock, ScriptedModel("first", UNKNOWN), ScriptedModel(UNKNOWN), second)
-    await model.generate(REQUEST)
-    with_three = ScriptedModel(UNKNOWN)
-    model = chain(clock, with_three, ScriptedModel(UNKNOWN), second)
+    first, second, third = ScriptedModel(GONE), ScriptedModel(UNKNOWN), ScriptedModel("answer")
+    model = chain(clock, first, second, third)
     await model.generate(REQUEST)
     await model.generate(REQUEST)
-    assert with_three.requests[0].timeout_seconds == 100
-    assert [request.timeout_seconds for request in second.requests] == [300, 300]
+    assert [request.timeout_seconds for request in first.requests] == [100, 150]
+    assert [request.timeout_seconds for request in second.requests] == [150]
+    assert [request.timeout_seconds for request in third.requests] == [300, 300]
+
+
+async def test_calls_that_find_it_out_at_the_same_time_say_it_once(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(ScriptedModel):
+        async def generate(self, request: Request) -> Reply:
+            await asyncio.sleep(0)
+            return await super().generate(request)
+
+    first = Slow(UNKNOWN)
+    model = chain(clock, first, ScriptedModel("answer"))
+    await asyncio.gather(*(model.generate(REQUEST) for _ in range(3)))
+    assert len(first.requests) == 3
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
 async def test_a_lone_model_that_does_not_exist_says_so_each_time(clock: ManualClock) -> None:
