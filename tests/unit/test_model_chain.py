@@ -38,6 +38,11 @@ class Provider(ScriptedModel):
         super().__init__(usage=USED)
         self.answer: Any = "answer"
         self.closed = False
+        self.counted = 0
+
+    async def count(self, request: Request) -> int:
+        self.counted += 1
+        return 30
 
     async def generate(self, request: Request) -> Reply:
         self._answers = (self.answer,)
@@ -201,6 +206,13 @@ async def test_a_spent_budget_asks_nobody_and_takes_nothing_of_a_limit_or_a_brea
     await model.generate(REQUEST)
     # Four failures and one make five: what was never asked is no success in between.
     assert (await stage.state(MODELS[0]), stage.asked[0]) == ("OPEN", 5)
+
+
+async def test_a_budget_that_the_guess_does_not_fit_is_asked_again_with_the_providers_count(stage: Stage) -> None:
+    purse = Purse(tokens=150)
+    await stage.open().generate(Request(prompt="x" * 100, max_tokens=120, timeout_seconds=300, account=purse))
+    assert [hold.tokens for hold in purse.held] == [150]
+    assert [provider.counted for provider in stage.providers.values()] == [1, 0, 0]
 
 
 async def test_a_prompt_that_no_context_holds_is_asked_of_nobody(stage: Stage) -> None:
