@@ -1,6 +1,7 @@
 """A model whose calls somebody pays for."""
 
 import asyncio
+from collections.abc import Awaitable
 from typing import Any
 
 import pytest
@@ -64,6 +65,11 @@ def outcomes(name: str) -> dict[str, float]:
     )
     counted = {word: metrics.value("ai.requests", model=name, outcome=word) for word in words}
     return {word: value for word, value in counted.items() if value}
+
+
+async def outcome_of(call: Awaitable[Reply]) -> Reply | BaseException:
+    (outcome,) = await asyncio.gather(call, return_exceptions=True)
+    return outcome
 
 
 # What is set aside
@@ -136,6 +142,30 @@ def test_no_usage_costs_more_than_what_was_set_aside(
     assert usage.cost_microdollars <= hold.cost_microdollars
     spent = (10**9 - purse.tokens_left, 10**9 - purse.cost_left)
     assert spent == ((usage.tokens, usage.cost_microdollars) if usage.tokens else (hold.tokens, hold.cost_microdollars))
+
+
+_ENDS = st.one_of(
+    st.tuples(st.integers(1, AT_MOST), st.integers(0, 50)),
+    st.sampled_from([ModelUnavailable("503"), RateLimited("full"), OutcomeUnknown("no answer"), ZeroDivisionError()]),
+)
+
+
+@given(st.integers(0, 2000), st.lists(_ENDS, max_size=30))
+def test_whatever_becomes_of_the_calls_no_more_is_spent_than_there_was(tokens: int, ends: list[Any]) -> None:
+    purse = Purse(tokens=tokens)
+    spent = 0
+    for end in ends:
+        used = Usage(model_calls=1, input_tokens=end[0], output_tokens=end[1]) if isinstance(end, tuple) else None
+        inner = ScriptedModel(end if used is None else "answer", usage=used)
+        result = asyncio.run(outcome_of(accounted(inner).generate(paid_for(REQUEST, purse))))
+        if isinstance(result, BudgetExceeded):
+            assert tokens - spent < AT_MOST + 50
+            assert inner.requests == []
+        elif used is not None:
+            spent += used.tokens
+        elif isinstance(end, OutcomeUnknown | ZeroDivisionError):
+            spent += AT_MOST + 50
+        assert purse.tokens_left == tokens - spent >= 0
 
 
 async def test_calls_side_by_side_never_spend_more_than_there_is() -> None:

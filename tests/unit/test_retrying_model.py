@@ -1,8 +1,11 @@
 """A model that is asked again when it fails in passing."""
 
+import asyncio
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from shared.ai import Reply, Request
 from shared.ai.catalog import Limit
@@ -19,6 +22,7 @@ from shared.errors import (
     OutcomeUnknown,
     OutputInvalid,
     RateLimited,
+    Transient,
 )
 from shared.guards import open_guards
 from tests.support.doubles import ScriptedModel, SkippingClock
@@ -165,6 +169,31 @@ async def test_a_short_call_that_hangs_has_all_of_its_time_and_is_not_repeated(c
     with pytest.raises(OutcomeUnknown):
         await RetryingModel(inner, clock).generate(Request(prompt="x", timeout_seconds=60))
     assert inner.given == [60]
+
+
+_FAILURES = st.tuples(st.floats(0, 1), st.none() | st.floats(0, 1000), st.sampled_from([ModelUnavailable, RateLimited]))
+
+
+@given(st.floats(0.01, 4000), st.lists(_FAILURES, min_size=4, max_size=4))
+def test_whatever_happens_there_are_four_calls_at_most_and_all_within_the_time(
+    timeout_seconds: float, failures: list[tuple[float, float | None, type[Transient]]]
+) -> None:
+    clock = SkippingClock()
+    given_times: list[tuple[float, float]] = []
+
+    class Failing:
+        async def generate(self, request: Request) -> Reply:
+            share, retry_after, kind = failures[len(given_times)]
+            given_times.append((request.timeout_seconds, timeout_seconds - clock.monotonic()))
+            await clock.advance(request.timeout_seconds * share)
+            raise kind("again", retry_after_seconds=retry_after)
+
+    with pytest.raises(Transient):
+        asyncio.run(RetryingModel(Failing(), clock).generate(Request(prompt="x", timeout_seconds=timeout_seconds)))
+    assert 1 <= len(given_times) <= 4
+    assert all(0 < seconds <= left + 1e-6 for seconds, left in given_times)
+    assert all(0.2 <= slept <= 60 for slept in clock.slept)
+    assert clock.monotonic() <= timeout_seconds + 1e-6
 
 
 async def test_all_else_of_the_request_stays(clock: SkippingClock) -> None:
