@@ -11,7 +11,8 @@ What is sent and how answers are read is in gemini_wire.py, what errors mean in 
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, cast
 
 from shared.ai.base import Price, Reply, Request
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from google.genai import Client, types
 
 BASE_URL = "https://generativelanguage.googleapis.com/"
+_opened: "ContextVar[list[httpx2.Response] | None]" = ContextVar("_opened", default=None)
+"""Where a streamed call wants its response put: the client does not show it."""
 
 
 class GeminiModel:
@@ -98,7 +101,9 @@ class GeminiModel:
     async def _follow(self, stream: "AsyncIterator[types.GenerateContentResponse]", request: Request, answer: Answer) -> None:
         assert request.on_text is not None
         begun = False
-        async with contextlib.aclosing(cast("AsyncGenerator[types.GenerateContentResponse]", stream)):
+        opened: list[httpx2.Response] = []
+        remembered = _opened.set(opened)
+        try:
             while True:
                 with self._errors(request, begun=begun):
                     chunk = await anext(stream, None)
@@ -109,6 +114,12 @@ class GeminiModel:
                 # Out here, so that an error of the listener is not taken for one of the stream.
                 if grown:
                     request.on_text(answer.text)
+        finally:
+            # Closing `stream` would not do: the client's generators refer to each other, and hold the connection until they are
+            # collected.
+            _opened.reset(remembered)
+            for response in opened:
+                await response.aclose()
 
     @contextlib.contextmanager
     def _errors(self, request: Request, *, begun: bool = False) -> Iterator[None]:
@@ -139,7 +150,13 @@ class GeminiModel:
             from google.genai import Client, types
 
             # A client of our own keeps google-genai from choosing aiohttp, and its environment variables from redirecting calls.
-            self._http = httpx2.AsyncClient()
+            self._http = httpx2.AsyncClient(event_hooks={"response": [_remember]})
             options = types.HttpOptions(base_url=self._base_url, httpx_async_client=self._http)
             self._client = Client(api_key=self._api_key, vertexai=False, http_options=options)
         return self._client
+
+
+async def _remember(response: "httpx2.Response") -> None:
+    opened = _opened.get()
+    if opened is not None:
+        opened.append(response)
