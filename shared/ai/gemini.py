@@ -149,10 +149,17 @@ class GeminiModel:
             import httpx2
             from google.genai import Client, types
 
-            # A client of our own keeps google-genai from choosing aiohttp, and its environment variables from redirecting calls.
-            self._http = httpx2.AsyncClient(event_hooks={"response": [_remember]})
-            options = types.HttpOptions(base_url=self._base_url, httpx_async_client=self._http)
-            self._client = Client(api_key=self._api_key, vertexai=False, http_options=options)
+            try:
+                # A client of our own keeps google-genai from choosing aiohttp, and its environment variables from choosing another.
+                http = httpx2.AsyncClient(event_hooks={"response": [_remember]})
+                options = types.HttpOptions(base_url=self._base_url, httpx_async_client=http)
+                self._client = Client(api_key=self._api_key, vertexai=False, http_options=options)
+            except (ImportError, OSError, ValueError, httpx2.InvalidURL) as exc:
+                raise ConfigurationError(
+                    f"{self._model}: no HTTP client can be set up for it ({type(exc).__name__});"
+                    " check HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+                ) from exc
+            self._http = http
         return self._client
 
 

@@ -206,6 +206,7 @@ async def test_a_cancelled_call_stays_cancelled(gemini_server: GeminiServer, gem
 async def test_the_environment_neither_redirects_calls_nor_changes_the_transport(
     gemini_server: GeminiServer, gemini: GeminiModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("google.genai._api_client.has_aiohttp", True)
     monkeypatch.setenv("GOOGLE_GENAI_HTTP_CLIENT", "httpx")
     monkeypatch.setenv("GOOGLE_GENAI_USE_VERTEXAI", "true")
     monkeypatch.setenv("GOOGLE_GEMINI_BASE_URL", "http://127.0.0.1:9/")
@@ -224,6 +225,19 @@ async def test_a_base_url_that_is_none_is_a_mistake_in_the_configuration(gemini_
     assert type(raised) is ConfigurationError
     assert "GEMINI_BASE_URL" in str(raised)
     await model.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("ALL_PROXY", "nonsense://127.0.0.1"), ("ALL_PROXY", "socks5://127.0.0.1"), ("SSL_CERT_FILE", "/nowhere.pem")],
+)
+async def test_a_transport_that_cannot_be_set_up_is_a_mistake_in_the_configuration(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    raised = await error(GeminiModel(KEY, "gemini-2.5-pro"))
+    assert type(raised) is ConfigurationError
+    assert name in str(raised)
 
 
 def exceptions_of(*modules: ModuleType) -> list[type[Exception]]:
