@@ -144,7 +144,8 @@ def failed(code: int, status: str, *details: Mapping[str, Any], message: str = "
 async def error(model: GeminiModel, request: Request = REQUEST) -> AgentTeamError:
     """The error that `generate` raises, after a look at its message."""
     with pytest.raises(AgentTeamError) as caught:
-        await model.generate(request)
+        async with asyncio.timeout(10):
+            await model.generate(request)
     check_message(caught.value)
     return caught.value
 

@@ -143,16 +143,24 @@ async def test_every_reason_to_stop_is_known(gemini_server: GeminiServer, gemini
             assert (None if problem is None else type(problem)) is kind, reason
 
 
-@pytest.mark.parametrize(("reason", "shown"), [("SOMETHING_NEW", "SOMETHING_NEW"), ("in words, the payload", "OTHER")])
+@pytest.mark.parametrize(
+    ("body", "shown"),
+    [
+        (said("Hi", "SOMETHING_NEW"), "withheld (SOMETHING_NEW)"),
+        (said("Hi", "in words, the payload"), "broke off its answer (OTHER)"),
+        ({"promptFeedback": {"blockReason": "SOMETHING_NEW"}}, "blocked (SOMETHING_NEW)"),
+        ({"promptFeedback": {"blockReason": "in words, the payload"}}, "blocked (OTHER)"),
+    ],
+)
 async def test_a_reason_that_nobody_knows_is_no_answer_either(
-    gemini_server: GeminiServer, gemini: GeminiModel, reason: str, shown: str
+    gemini_server: GeminiServer, gemini: GeminiModel, body: Any, shown: str
 ) -> None:
-    gemini_server.answer = answers(said("Hi", reason))
-    with pytest.warns(UserWarning, match="is not a valid FinishReason"):
+    gemini_server.answer = answers(body)
+    with pytest.warns(UserWarning, match="is not a valid (Finish|Blocked)Reason"):
         problem = (await gemini.generate(REQUEST)).problem
     assert problem is not None
     check_message(problem)
-    assert f"({shown})" in str(problem)
+    assert shown in str(problem)
 
 
 async def test_a_closed_model_opens_again_when_it_is_asked(gemini_server: GeminiServer, gemini: GeminiModel) -> None:

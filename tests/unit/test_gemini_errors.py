@@ -46,7 +46,8 @@ every_way = pytest.mark.parametrize("call", WAYS.values(), ids=WAYS)
 
 async def error_of(call: Call, model: GeminiModel, request: Request = REQUEST) -> AgentTeamError:
     with pytest.raises(AgentTeamError) as caught:
-        await call(model, request)
+        async with asyncio.timeout(10):
+            await call(model, request)
     check_message(caught.value)
     return caught.value
 
@@ -214,6 +215,7 @@ async def test_the_environment_neither_redirects_calls_nor_changes_the_transport
     gemini_server.answer = answers(said("Hi"))
     await gemini.generate(REQUEST)
     assert gemini_server.received[0].headers["x-goog-api-key"] == KEY
+    assert gemini_server.received[0].path == "/v1/models/gemini-2.5-pro:generateContent"
     gemini_server.answer = drops
     assert (await error(gemini)).__cause__.__class__.__module__ == "httpx2"
 
