@@ -99,6 +99,8 @@ class GeminiModel:
             await http.aclose()
 
     async def _follow(self, stream: "AsyncIterator[types.GenerateContentResponse]", request: Request, answer: Answer) -> None:
+        import httpx2
+
         assert request.on_text is not None
         begun = False
         opened: list[httpx2.Response] = []
@@ -119,7 +121,9 @@ class GeminiModel:
             # collected.
             _opened.reset(remembered)
             for response in opened:
-                await response.aclose()
+                # What it says on leaving may not hide why it is left.
+                with contextlib.suppress(httpx2.HTTPError):
+                    await response.aclose()
 
     @contextlib.contextmanager
     def _errors(self, request: Request, *, begun: bool = False) -> Iterator[None]:

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any
 
+import httpx2
 import pytest
 
 from shared.ai import Declaration, Reply, ToolCall
@@ -165,6 +166,27 @@ async def test_what_the_listener_raises_is_its_own_and_ends_the_stream(
         await gemini.generate(replace(REQUEST, on_text=refuse))
     async with asyncio.timeout(5):
         await gemini_server.left.wait()
+
+
+async def test_an_error_on_leaving_a_stream_does_not_hide_why_it_is_left(
+    gemini_server: GeminiServer, gemini: GeminiModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def wait(_: asyncio.StreamWriter) -> None:
+        await gemini_server.left.wait()
+
+    close = httpx2.Response.aclose
+
+    async def close_badly(response: httpx2.Response) -> None:
+        await close(response)
+        raise httpx2.CloseError("gone")
+
+    def refuse(_: str) -> None:
+        monkeypatch.setattr(httpx2.Response, "aclose", close_badly)
+        raise ValueError("no more")
+
+    gemini_server.answer = streams(said("One", None), then=wait)
+    with pytest.raises(ValueError, match="no more"):
+        await gemini.generate(replace(REQUEST, on_text=refuse))
 
 
 async def test_a_stream_that_goes_on_and_on_is_left_at_the_deadline(gemini_server: GeminiServer, gemini: GeminiModel) -> None:
