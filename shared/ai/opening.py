@@ -73,7 +73,7 @@ def open_model(
             price=entry.price,
             context_tokens=entry.context_tokens,
             clock=clock,
-            count=getattr(provider, "count", None),
+            count=provider.count,
         )
         model = LimitedModel(model, guards.limiter, limit, clock, name=name)
         if breaker:

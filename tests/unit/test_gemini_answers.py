@@ -7,8 +7,8 @@ from google.genai import types
 
 from shared.ai import Price, Request, open_model
 from shared.ai.gemini import GeminiModel
-from shared.ai.guarded import BreakerModel
 from shared.ai.offline import OfflineModel
+from shared.ai.opening import Gateway
 from shared.clock import ManualClock
 from shared.errors import (
     AgentTeamError,
@@ -174,13 +174,13 @@ async def test_a_closed_model_opens_again_when_it_is_asked(gemini_server: Gemini
 @pytest.mark.parametrize("key", ["", "  ", "AIza\u00e9", "AIza\nsecond"])
 def test_a_key_that_cannot_be_one_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
-        open_model(gemini_api_key=key, model="gemini-2.5-pro", guards=open_guards("memory", ManualClock()))
+        open_model(gemini_api_key=key, models=["gemini-2.5-pro"], guards=open_guards("memory", ManualClock()))
     assert "GEMINI_API_KEY" in str(caught.value)
     assert "AIza" not in str(caught.value)
 
 
 def test_with_a_key_it_is_gemini_and_without_one_it_is_offline() -> None:
     guards = open_guards("memory", ManualClock())
-    assert isinstance(open_model(gemini_api_key=None, model="gemini-2.5-pro", guards=guards), OfflineModel)
-    assert isinstance(open_model(gemini_api_key=f" {KEY}\n", model="gemini-2.5-pro", guards=guards), BreakerModel)
+    assert isinstance(open_model(gemini_api_key=None, models=["gemini-2.5-pro"], guards=guards), OfflineModel)
+    assert isinstance(open_model(gemini_api_key=f" {KEY}\n", models=["gemini-2.5-pro"], guards=guards), Gateway)
     assert repr(GeminiModel(f" {KEY}\n", "gemini-2.5-pro")) == "GeminiModel('gemini-2.5-pro')"
