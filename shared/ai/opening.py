@@ -14,6 +14,7 @@ def open_model(
     model: str,
     guards: Guards,
     clock: Clock | None = None,
+    gemini_base_url: str | None = None,
     qps: float = 3.0,
     qps_given: bool = False,
     breaker: bool = True,
@@ -34,6 +35,6 @@ def open_model(
     known = find(model, qps=qps)
     limit = at_rate(known.limit, qps) if qps_given else known.limit
     price = Price() if known.price is None else known.price
-    opened: Model = GeminiModel(gemini_api_key, model, clock=clock, price=price)
+    opened: Model = GeminiModel(gemini_api_key, model, clock=clock, base_url=gemini_base_url, price=price)
     opened = LimitedModel(opened, guards.limiter, limit, clock, name=model)
     return BreakerModel(opened, guards.breaker, clock, name=model) if breaker else opened

@@ -115,6 +115,7 @@ class Runtime:
             model=settings.ai_model_default,
             guards=self.guards,
             clock=self.clock,
+            gemini_base_url=settings.gemini_base_url,
             qps=settings.ai_rate_qps,
             qps_given="ai_rate_qps" in settings.model_fields_set,
             breaker=settings.enable_circuit_breaker,

@@ -8,5 +8,16 @@ from shared.local.simulator.faults import Fault, Kind
 from shared.local.simulator.ledger import Entry, Ledger
 from shared.local.simulator.opening import Simulator, open_simulator
 from shared.local.simulator.settings import SimulatorSettings, served_models
+from shared.local.simulator.simulation import open_simulation
 
-__all__ = ["Entry", "Fault", "Kind", "Ledger", "Simulator", "SimulatorSettings", "open_simulator", "served_models"]
+__all__ = [
+    "Entry",
+    "Fault",
+    "Kind",
+    "Ledger",
+    "Simulator",
+    "SimulatorSettings",
+    "open_simulation",
+    "open_simulator",
+    "served_models",
+]
