@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from shared.ai.schema import check
 from shared.clock import ManualClock
 from shared.local.simulator import Simulator, SimulatorSettings, open_simulator
+from tests.support.live import until
 from tests.support.simulated import BRIEF, NEWER, PRO, google, settings
 
 ASK = {"contents": [{"role": "user", "parts": [{"text": BRIEF}]}]}
@@ -268,7 +269,7 @@ async def test_an_answer_takes_the_time_that_its_tokens_take() -> None:
     slow = SimulatorSettings(base_seconds=2, seconds_per_token=0.5, thinking_tokens=4)
     async with open_simulator(slow, clock=clock) as simulator, google(simulator.url) as models:
         asking = asyncio.create_task(models.generate_content(model=PRO, contents=BRIEF, config=settings(max_output_tokens=10)))
-        await waiting(clock)
+        await until(lambda: clock.sleepers > 0)
         in_flight = simulator.ledger[PRO].in_flight
         await clock.advance(2 + 10 * 0.5 - 0.1)
         early = simulator.ledger[PRO].answered
@@ -276,9 +277,3 @@ async def test_an_answer_takes_the_time_that_its_tokens_take() -> None:
         await asking
 
         assert (in_flight, early, simulator.ledger[PRO].answered) == (1, 0, 1)
-
-
-async def waiting(clock: ManualClock) -> None:
-    async with asyncio.timeout(5):
-        while not clock.sleepers:
-            await asyncio.sleep(0)
