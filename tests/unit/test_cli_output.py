@@ -158,6 +158,8 @@ def test_messages_go_to_standard_error_unwrapped(capsys: pytest.CaptureFixture[s
 def test_the_model_is_named() -> None:
     assert describe_model(Settings()).startswith("offline, extractive")
     assert describe_model(Settings.model_validate({"gemini_api_key": "k" * 39})) == "Gemini, gemini-2.5-pro"
+    elsewhere = {"gemini_api_key": "k" * 39, "gemini_base_url": "http://user:secret@127.0.0.1:9/"}
+    assert describe_model(Settings.model_validate(elsewhere)) == "Gemini, gemini-2.5-pro, at http://127.0.0.1:9/"
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,12 @@ def test_a_call_passes_the_breaker_and_then_the_limit() -> None:
     assert [type(layer) for layer in layers(opened(**KEY))] == [BreakerModel, LimitedModel, GeminiModel]
 
 
+def test_the_provider_asks_where_the_settings_say() -> None:
+    address = "http://127.0.0.1:9/"
+    (provider,) = [layer for layer in layers(opened(**KEY, GEMINI_BASE_URL=address)) if isinstance(layer, GeminiModel)]
+    assert provider._base_url == address
+
+
 def test_the_breaker_can_be_left_out() -> None:
     assert [type(layer) for layer in layers(opened(**KEY, ENABLE_CIRCUIT_BREAKER="false"))] == [LimitedModel, GeminiModel]
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-_DEEPEST: Final = 20
-"""A schema may refer to itself."""
+_DEEPEST: Final = 8
+"""A schema may refer to itself, even more than once."""
 _HEADINGS: Final = frozenset({"title", "headline", "sections", "headings", "topics", "tags", "keywords"})
 _LONG: Final = frozenset({"text", "report", "markdown"})
 _HEADING_CHARACTERS: Final = 100
