@@ -21,8 +21,9 @@ FAST = "1000"
 @pytest.mark.parametrize("number", [0, 1])
 async def test_a_brief_becomes_a_debated_report(number: int, database: str, tmp_path: Path) -> None:
     async with open_simulator(SimulatorSettings(models=PLENTY)) as simulator:
-        variables = {"GEMINI_API_KEY": "AIza-some-key", "GEMINI_BASE_URL": simulator.url, "AI_RATE_QPS": FAST}
-        async with platform(database, tmp_path, **variables) as opened:
+        async with platform(
+            database, tmp_path, GEMINI_API_KEY="AIza-some-key", GEMINI_BASE_URL=simulator.url, AI_RATE_QPS=FAST
+        ) as opened:
             (workflow,) = await write_reports(opened, [brief(number)])
         entry = simulator.ledger[PRO]
 
@@ -45,8 +46,9 @@ async def test_a_report_gets_over_failures_of_the_service(database: str, tmp_pat
     async with open_simulator(SimulatorSettings(models=PLENTY)) as simulator:
         for kind in (Kind.UNAVAILABLE, Kind.DROPPED, Kind.NOT_JSON):
             simulator.fail(Fault(kind=kind, next=1), model=PRO)
-        variables = {"GEMINI_API_KEY": "AIza-some-key", "GEMINI_BASE_URL": simulator.url, "AI_RATE_QPS": FAST}
-        async with platform(database, tmp_path, **variables) as opened:
+        async with platform(
+            database, tmp_path, GEMINI_API_KEY="AIza-some-key", GEMINI_BASE_URL=simulator.url, AI_RATE_QPS=FAST
+        ) as opened:
             (workflow,) = await write_reports(opened, [brief(0)])
         entry = simulator.ledger[PRO]
 

@@ -16,7 +16,7 @@ from shared.local.simulator import Simulator, SimulatorSettings, open_simulator
 from tests.support.live import until
 from tests.support.simulated import BRIEF, NEWER, PRO, google, settings
 
-ASK = {"contents": [{"role": "user", "parts": [{"text": BRIEF}]}]}
+ASK: dict[str, Any] = {"contents": [{"role": "user", "parts": [{"text": BRIEF}]}]}
 KEY = {"x-goog-api-key": "AIza-some-key"}
 
 
@@ -131,7 +131,7 @@ async def test_thinking_alone_can_use_up_the_output() -> None:
     assert answer.usage_metadata.candidates_token_count is None
 
 
-SCHEMA = {
+SCHEMA: dict[str, Any] = {
     "type": "object",
     "required": ["title", "questions", "score", "count", "mood", "done", "who"],
     "properties": {
@@ -157,7 +157,7 @@ async def test_an_answer_fits_its_schema_and_comes_from_the_prompt(models: Any) 
 
 
 async def test_long_texts_stay_short_where_a_schema_cannot_say_so(models: Any) -> None:
-    schema = {"type": "object", "properties": {"title": {"type": "string"}, "sections": SCHEMA["properties"]["questions"]}}  # type: ignore[index]
+    schema = {"type": "object", "properties": {"title": {"type": "string"}, "sections": SCHEMA["properties"]["questions"]}}
     config = settings(response_mime_type="application/json", response_json_schema=schema)
     answer = await models.generate_content(model=PRO, contents=f"# {'A very long heading ' * 30}\n\n{BRIEF}", config=config)
 
@@ -219,7 +219,7 @@ async def test_other_paths_are_not_found(http: httpx.AsyncClient, path: str) -> 
 
 
 TOOL = {"functionDeclarations": [{"name": "look_up", "parameters": {"type": "OBJECT"}}]}
-JSON = {"responseMimeType": "application/json"}
+JSON: dict[str, Any] = {"responseMimeType": "application/json"}
 
 
 @pytest.mark.parametrize(
