@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BRIEF  ?= examples/incident-notes.md
 BUS    ?=
+SIMULATE ?=
 # --no-deps: the files pin everything. Left to resolve, some pips take an extra (google-auth[requests]) from a newer release than the
 # pinned one and then refuse it for want of a hash. `make check` proves that nothing is missing.
 PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
@@ -12,8 +13,8 @@ run: setup  ## Run a brief through the team, print progress and the report.
 	@./agent-team run report --input "$(BRIEF)"
 
 # The development tools bring a Redis.
-serve: $(if $(BUS),setup-dev,setup)  ## The whole platform on 127.0.0.1:8080. BUS=redis or BUS=pubsub: a process for each function.
-	@./agent-team serve $(if $(BUS),--bus $(BUS))
+serve: $(if $(BUS),setup-dev,setup)  ## The whole platform on 127.0.0.1:8080. BUS=redis or BUS=pubsub: a process for each function. SIMULATE=1: a simulated Gemini.
+	@./agent-team serve $(if $(BUS),--bus $(BUS)) $(if $(SIMULATE),--simulate)
 
 test: setup-dev  ## The whole test suite, with coverage.
 	@rm -f .coverage .coverage.*

@@ -66,9 +66,12 @@ def write_result(output: Any) -> None:
 
 def describe_model(settings: "Settings") -> str:
     """Which model answers, and which after it."""
+    from shared.config import redact_url
+
     if settings.gemini_api_key is None:
         return "offline, extractive (set GEMINI_API_KEY to ask Gemini)"
-    return f"Gemini, {', then '.join(settings.models)}"
+    where = "" if settings.gemini_base_url is None else f", at {redact_url(settings.gemini_base_url)}"
+    return f"Gemini, {', then '.join(settings.models)}{where}"
 
 
 def counted(number: int, noun: str) -> str:

@@ -1,6 +1,7 @@
 """`agent-team serve`: the whole platform on one address of this machine."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from enum import Enum
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated
@@ -41,6 +42,13 @@ def serve(
             "AGENT_BUS_PROVIDER when left out."
         ),
     ] = None,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate",
+            help="Ask a simulated Gemini, started beside the platform: real requests and quotas, made-up answers, no cost.",
+        ),
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
     """Serve the platform here: API, console and every function. Ctrl-C ends it."""
@@ -51,7 +59,7 @@ def serve(
         # Before anything else is started, so that a port in use is told at once.
         with bind(_host(settings, host), settings.port if port is None else port) as listening:
             try:
-                run_async(_serve(settings, listening) if provider == "memory" else _serve_fleet(settings, listening, provider))
+                run_async(_serve_with_model(settings, listening, provider, simulate=simulate))
             except Stopped:
                 # The ordinary end of a server, so not an error to whoever started it.
                 typer.echo("agent-team has ended; what is unfinished goes on with the next start")
@@ -64,7 +72,21 @@ def _host(settings: "Settings", given: str | None) -> str:
     return settings.host if "host" in settings.model_fields_set else _LOCALHOST
 
 
-async def _serve(settings: "Settings", listening: "socket.socket") -> None:
+async def _serve_with_model(settings: "Settings", listening: "socket.socket", bus: str, *, simulate: bool) -> None:
+    from shared.cli.output import describe_model, say
+
+    async with AsyncExitStack() as stack:
+        model = describe_model(settings)
+        if simulate:
+            from shared.local.simulator import open_simulation
+
+            settings = await stack.enter_async_context(open_simulation(settings))
+            model = f"simulated {describe_model(settings)}: answers are taken from the input, and cost nothing"
+            say(f"model: {model}")
+        await (_serve(settings, listening, model) if bus == "memory" else _serve_fleet(settings, listening, bus, model))
+
+
+async def _serve(settings: "Settings", listening: "socket.socket", model: str) -> None:
     from shared.cli.output import counted, listed, say
     from shared.local import open_platform
     from shared.local.server import create_app, serve
@@ -75,10 +97,12 @@ async def _serve(settings: "Settings", listening: "socket.socket") -> None:
         app = create_app(platform.runtime)
         functions = "/functions/NAME, where Pub/Sub would push to"
         address = listening.getsockname()[:2]
-        await serve(app, listening, on_started=lambda: _tell_where(settings, address, f"functions  {_url(*address)}{functions}"))
+        await serve(
+            app, listening, on_started=lambda: _tell_where(settings, address, model, f"functions  {_url(*address)}{functions}")
+        )
 
 
-async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str) -> None:
+async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str, model: str) -> None:
     from shared.cli.output import say
     from shared.local.fleet import ENVIRONMENT_FILE, open_fleet
 
@@ -92,6 +116,7 @@ async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: st
         _tell_where(
             settings,
             (host, port),
+            model,
             f"functions  {what}; over HTTP: {served}\n"
             f"  commands   set -a; . {variables}; set +a: then publish, dead-letters and worker speak with this platform",
         )
@@ -103,8 +128,7 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
-def _tell_where(settings: "Settings", address: tuple[str, int], functions: str) -> None:
-    from shared.cli.output import describe_model
+def _tell_where(settings: "Settings", address: tuple[str, int], model: str, functions: str) -> None:
     from shared.local.home import LOG_FILE
 
     url = _url(*address)
@@ -115,6 +139,6 @@ def _tell_where(settings: "Settings", address: tuple[str, int], functions: str) 
         f"  API        {url}/v1/workflows, documented at {url}/docs\n"
         f"  {functions}\n"
         f"  access     open, without API keys, to {reach}\n"
-        f"  model      {describe_model(settings)}\n"
+        f"  model      {model}\n"
         f"  data       {settings.agent_team_home.resolve()}, logs in {LOG_FILE}"
     )

@@ -73,6 +73,7 @@ class Fleet:
             "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "GUARDS_BACKEND": settings.guards_backend if settings.guards_backend != "memory" else "redis",
             "REDIS_URL": await self._redis(),
+            **_model_variables(settings),
         }
         if self.bus == "pubsub":
             self.environment["GCP_PROJECT_ID"] = settings.gcp_project_id or _PROJECT
@@ -174,6 +175,13 @@ async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, po
         _write_environment(variables, fleet.environment)
         stack.callback(variables.unlink, missing_ok=True)
         yield fleet
+
+
+def _model_variables(settings: Settings) -> dict[str, str]:
+    """Where Gemini answers and with which key, when it is another place than its own."""
+    if settings.gemini_base_url is None or settings.gemini_api_key is None:
+        return {}
+    return {"GEMINI_BASE_URL": settings.gemini_base_url, "GEMINI_API_KEY": settings.gemini_api_key.get_secret_value()}
 
 
 def _write_environment(file: Path, variables: Mapping[str, str]) -> None:

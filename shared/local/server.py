@@ -63,10 +63,13 @@ def create_app(live: Runtime) -> ASGIApp:
     return Starlette(routes=routes)
 
 
-async def serve(app: ASGIApp, listening: socket.socket, *, on_started: Callable[[], None]) -> None:
-    """Answer requests until cancelled; those in progress then get 3 s to end."""
+async def serve(
+    app: ASGIApp, listening: socket.socket, *, on_started: Callable[[], None], protocol: type[asyncio.Protocol] | None = None
+) -> None:
+    """Answer requests until cancelled; those in progress then get 3 s to end. `protocol` reads them in uvicorn's stead."""
     config = uvicorn.Config(
         app,
+        http="auto" if protocol is None else protocol,
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -157,9 +157,10 @@ def test_messages_go_to_standard_error_unwrapped(capsys: pytest.CaptureFixture[s
 
 def test_the_model_is_named() -> None:
     assert describe_model(Settings()).startswith("offline, extractive")
-    assert describe_model(Settings.model_validate({"gemini_api_key": "k" * 39})) == (
-        "Gemini, gemini-2.5-pro, then gemini-1.5-pro, then gemini-1.5-flash"
-    )
+    chain = "Gemini, gemini-2.5-pro, then gemini-1.5-pro, then gemini-1.5-flash"
+    assert describe_model(Settings.model_validate({"gemini_api_key": "k" * 39})) == chain
+    elsewhere = {"gemini_api_key": "k" * 39, "gemini_base_url": "http://user:secret@127.0.0.1:9/"}
+    assert describe_model(Settings.model_validate(elsewhere)) == f"{chain}, at http://127.0.0.1:9/"
 
 
 @pytest.mark.parametrize(

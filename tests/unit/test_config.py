@@ -33,6 +33,7 @@ DEFAULTS = {
     "NODE_ENV": "development",
     "AGENT_TEAM_HOME": ".agent-team",
     "GEMINI_API_KEY": "",
+    "GEMINI_BASE_URL": "",
     "AI_MODEL_DEFAULT": "gemini-2.5-pro",
     "AI_MODEL_FALLBACKS": "gemini-1.5-pro,gemini-1.5-flash",
     "AI_TEMPERATURE": "0.2",

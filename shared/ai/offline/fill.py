@@ -15,7 +15,7 @@ from typing import Any
 from shared.ai.offline.document import Unit
 from shared.ai.offline.language import capitalised, closed, shortened, terms
 from shared.ai.offline.material import ASKING, PLAIN_QUESTIONS, Material
-from shared.ai.offline.report import NOTICE, compose
+from shared.ai.offline.report import compose
 
 _DEFAULT_ITEMS = 5
 _MOST_ITEMS = 1000
@@ -75,7 +75,7 @@ def _summary(material: Material) -> str:
 
 
 def _report(material: Material) -> str:
-    return compose(material.values, material.document, _title(material))
+    return compose(material.values, material.document, _title(material), notice=material.notice)
 
 
 def _argument(material: Material) -> str:
@@ -100,7 +100,7 @@ _TEXTS: Mapping[str, Callable[[Material], str]] = {
     "markdown": _report,
     "argument": _argument,
     "dissent": _dissent,
-    "notice": lambda _: NOTICE,
+    "notice": lambda material: material.notice,
 }
 _UNIT_TEXTS: Mapping[str, Callable[[Unit, int], str]] = {
     "evidence": lambda unit, total: _location(unit, total),

@@ -9,7 +9,7 @@ from typing import Any
 from shared.ai.offline.debate import SIDES, Argument, Verdict, argue, judge
 from shared.ai.offline.document import LIMIT_CHARACTERS, Document, Unit, read
 from shared.ai.offline.language import capitalised, shortened, terms, words
-from shared.ai.offline.report import without_notice
+from shared.ai.offline.report import NOTICE, without_notice
 
 MOST_FINDINGS = 8
 _MOST_TEXTS = 10_000
@@ -27,9 +27,11 @@ class Material:
 
     The text is every string in the values that holds more than a word, except what says what to look for (`question`, `focus`, …)
     and what was argued (`arguments`). Without values it is what the prompt marks as untrusted, else the whole prompt.
+    `notice` is what ends the texts that are put together from it.
     """
 
-    def __init__(self, values: Mapping[str, Any], prompt: str) -> None:
+    def __init__(self, values: Mapping[str, Any], prompt: str, *, notice: str = NOTICE) -> None:
+        self.notice = notice
         self.values: Mapping[str, Any] = values if values else {"prompt": "\n\n".join(_UNTRUSTED.findall(prompt)) or prompt}
 
     @cached_property
@@ -38,7 +40,7 @@ class Material:
         values = {name: value for name, value in self.values.items() if name not in (*_FOCUS, _DEBATE)}
         # Single words are switches and names; they are the text only where there is nothing else.
         texts = list(islice(_texts(values, low=2), _MOST_TEXTS)) or list(islice(_texts(values, low=1), _MOST_TEXTS))
-        return read(without_notice("\n\n".join(texts))[:LIMIT_CHARACTERS])
+        return read(without_notice("\n\n".join(texts), self.notice)[:LIMIT_CHARACTERS])
 
     @cached_property
     def focus(self) -> str:

@@ -17,21 +17,24 @@ OPEN_QUESTIONS = "Open questions"
 OPEN_POINTS = "Open points"
 
 
-def compose(material: Mapping[str, Any], document: Document, title: str) -> str:
-    """A Markdown report: a revised draft where there is one, else plan and findings, else the text's own sections."""
+def compose(material: Mapping[str, Any], document: Document, title: str, *, notice: str = NOTICE) -> str:
+    """A Markdown report: a revised draft where there is one, else plan and findings, else the text's own sections.
+
+    It ends with `notice`, which says who wrote it.
+    """
     draft, plan = _mapping(material.get("draft")), _mapping(material.get("plan"))
     if isinstance(draft.get("text"), str) and draft["text"].strip():
-        body = _revised(draft["text"], _mapping(material.get("verdict")))
+        body = _revised(without_notice(draft["text"], notice), _mapping(material.get("verdict")))
     elif plan or _mappings(material.get("findings")):
         body = _drafted(plan, _mappings(material.get("findings")), title)
     else:
         body = _sectioned(document, title)
-    return f"{body}\n\n---\n\n*{NOTICE}*\n"
+    return f"{body}\n\n---\n\n*{notice}*\n"
 
 
-def without_notice(text: str) -> str:
+def without_notice(text: str, notice: str = NOTICE) -> str:
     """`text` without the notice that an earlier step put under it."""
-    return re.sub(rf"\n*(?:---\n+)?\*?{re.escape(NOTICE)}\*?\s*$", "", text)
+    return re.sub(rf"\n*(?:---\n+)?\*?{re.escape(notice)}\*?\s*$", "", text)
 
 
 def _drafted(plan: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -59,7 +62,7 @@ def _drafted(plan: Mapping[str, Any], findings: Sequence[Mapping[str, Any]], tit
 
 def _revised(draft: str, verdict: Mapping[str, Any]) -> str:
     """The draft with its open questions and the verdict's changes gathered into one list, and the verdict at its end."""
-    body, asked = _split_off(without_notice(draft).strip(), OPEN_QUESTIONS)
+    body, asked = _split_off(draft.strip(), OPEN_QUESTIONS)
     changes = _strings(verdict.get("changes"))
     points = _unique([*asked, *(change for change in changes if not any(_contained(question, change) for question in asked))])
     parts = [body] + ([f"## {OPEN_POINTS}\n\n{_bullets(points)}"] if points else [])
