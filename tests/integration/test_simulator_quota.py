@@ -142,6 +142,23 @@ async def test_a_call_that_arrives_just_after_its_window_may_count_for_it() -> N
     assert simulator.ledger.violations == 1
 
 
+async def test_a_call_that_arrives_just_after_its_minute_may_count_for_it() -> None:
+    just_before = NOON.replace(second=59, microsecond=900_000)
+    # Two calls of 101 and 2 tokens fit into a minute, three do not.
+    limit = Limit(qps=1000, burst=1000, tokens_per_minute=250)
+    given: dict[str, Any] = {"contents": "x" * 400, "config": {"max_output_tokens": 2}}
+    async with limited(limit, tolerance=0.25, at=just_before) as (simulator, models, clock):
+        first = await ask(models, **given)
+        await clock.advance(0.2)
+        late = [await ask(models, **given) for _ in range(3)]
+        beyond = await ask(models, **given)
+
+    assert first is None
+    assert late == [None, None, None]
+    assert beyond is not None
+    assert simulator.ledger.violations == 1
+
+
 async def test_a_call_that_is_refused_takes_nothing() -> None:
     async with limited(Limit(qps=1, burst=1, per_day=2, tokens_per_minute=1000)) as (simulator, models, clock):
         outcomes = [await ask(models), await ask(models), await ask(models)]
