@@ -233,10 +233,9 @@ begin
     if not room then
         -- This result is known: its repetition must not pass for a late one.
         update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
-        return _fail_step(s, jsonb_build_object(
-            'error', jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)),
-            'usage', event -> 'usage', 'models', event -> 'models'
-        ), cause, moment);
+        return _fail_step(s, event || jsonb_build_object('error', jsonb_build_object(
+            'type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)
+        )), cause, moment);
     end if;
     update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
     perform _add_steps(s.workflow_id, s.id, event -> 'children');

@@ -35,7 +35,8 @@ def command(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "timeout_seconds": 300.0,
         "deadline": "2026-01-01T00:05:00+00:00",
         "not_before": None,
-        "remaining": {"tokens": 10, "cost_microdollars": None},
+        "remaining": {"tokens": 10, "cost_microdollars": None, "max_tokens": 90, "max_cost_microdollars": None},
+        "resumed": 2,
     } | changes
 
 
@@ -84,7 +85,8 @@ def test_a_step_is_dispatched_with_its_rendered_input() -> None:
         input={"plan": {"a": 1}, "brief": "On tea"},
         upstream={},
         deadline=datetime(2026, 1, 1, 0, 5, tzinfo=UTC),
-        remaining=Remaining(tokens=10),
+        remaining=Remaining(tokens=10, max_tokens=90),
+        resumed=2,
     )
 
 
