@@ -1,13 +1,13 @@
 -- Texts that agents may search. Words are matched as they are written, in any language; how much each counts, its rarity says.
 
-create function put_document(name text, sha256 text, passages jsonb, moment timestamptz default now()) returns text
+create function put_document(name text, sha256 text, passages jsonb, moment timestamptz default now()) returns json
 language plpgsql as $$
 declare
     known text;
 begin
     select d.sha256 into known from documents as d where d.name = put_document.name for update;
     if known = put_document.sha256 then
-        return 'unchanged';
+        return to_json('unchanged'::text);
     end if;
     insert into documents (name, sha256, size_bytes, added_at)
     select put_document.name, put_document.sha256, coalesce(sum(octet_length(p.value)), 0), moment
@@ -18,7 +18,7 @@ begin
     insert into passages (document, position, text)
     select put_document.name, p.ordinality, p.value
     from jsonb_array_elements_text(put_document.passages) with ordinality as p;
-    return case when known is null then 'added' else 'replaced' end;
+    return to_json(case when known is null then 'added' else 'replaced' end);
 end;
 $$;
 comment on function put_document is 'Keep a text, cut into passages, in place of what was under its name: added, replaced or, when it is the same, unchanged.';
