@@ -349,6 +349,13 @@ def test_usage_is_reported_whole() -> None:
     assert spawned(completed())["usage"].keys() == Usage.model_fields.keys()
 
 
+def test_usage_by_model_is_reported_where_a_model_was_asked() -> None:
+    usage = Usage(model_calls=1, input_tokens=5, output_tokens=2, cost_microdollars=3)
+    made = spawned(completed().model_copy(update={"models": {"gemini-2.5-pro": usage}}))
+    assert made["models"] == {"gemini-2.5-pro": usage.model_dump()}
+    assert "models" not in spawned(completed())
+
+
 def test_spawned_steps_get_full_ids_and_keep_their_input_literal() -> None:
     first = child("a", input={"brief": INJECTION}, timeout_seconds=5, max_retries=0, on_failure="continue")
     made = spawned(completed(first, child("b", "a", "a"), step="plan/0", join="b"))
