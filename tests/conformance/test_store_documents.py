@@ -67,10 +67,20 @@ async def test_a_search_finds_passages_with_all_words_best_first_else_with_any(s
     # No passage has all of these; the rare words count for more than "the".
     assert await found("why was the tea late") == ["c", "b", "a"]
     assert await found("the garden zebra") == ["c", "a", "b"]
+    # What is far behind is not asked for.
+    assert await found("ferry" + " " * 1000 + "-late") == ["b", "a"]
     # Who excludes a word means it.
     assert await found("zebra ferry -late") == []
     for nothing in ("", "   ", "-", '"', "\0", "\ud800", "& | ! ( ) :* <-> \\", "%_';--", "zebra", "x" * 100_000):
         assert await found(nothing) == [], nothing
+
+
+async def test_a_rare_word_counts_for_more_than_several_common_ones(store: WorkflowStore) -> None:
+    for name in range(30):
+        await store.put_document(document(f"common {name}", b"it is what it was and that is it"))
+    await store.put_document(document("rare", b"gangway"))
+    hits = await store.search_documents("what is that gangway")
+    assert [hit["document"] for hit in hits[:2]] == ["rare", "common 0"]
 
 
 async def test_a_search_gives_no_more_than_fifty(store: WorkflowStore) -> None:

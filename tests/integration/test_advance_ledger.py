@@ -1,6 +1,7 @@
 """What attempts used is in the ledger, once, by step, by model and by workflow, however late they tell."""
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -51,12 +52,14 @@ async def test_what_an_attempt_used_that_was_cut_off_is_noted_once(door: Door, e
 
 async def test_an_error_that_was_counted_before_its_step_was_cut_off_is_not_counted_again(door: Door) -> None:
     retried, pause = failed("a", usage=USAGE), deferred("b", START + timedelta(hours=1))
-    await door.advance(requested([step("a"), step("b"), step("c")]))
-    await door.advance(retried, pause)
+    blink = deferred("c", START + timedelta(seconds=1))
+    await door.advance(requested([step("a"), step("b"), step("c"), step("d")]))
+    await door.advance(retried, pause, blink)
+    assert (await door.statuses())["c"] == "RUNNING"
     await door.advance(cancelled())
-    for event in (retried, pause, failed("b", usage=USAGE), failed("c", attempt=2, usage=USAGE)):
+    for event in (retried, pause, blink, failed("b", usage=USAGE), failed("d", attempt=2, usage=USAGE)):
         await door.repeat(event)
-    assert (await door.workflow())["usage"] == {name: 2 * count for name, count in USAGE.items()}
+    assert (await door.workflow())["usage"] == {name: 3 * count for name, count in USAGE.items()}
 
 
 async def test_an_error_without_usage_leaves_the_place_in_the_ledger_to_one_that_has_it(door: Door) -> None:
@@ -67,10 +70,13 @@ async def test_an_error_without_usage_leaves_the_place_in_the_ledger_to_one_that
     assert (await door.workflow())["usage"] == USAGE
 
 
-async def test_what_was_noted_as_late_counts_once_when_its_workflow_goes_on_and_takes_it_as_the_result(door: Door) -> None:
+@pytest.mark.parametrize("more", [{}, {"children": [], "join": "*"}], ids=["result", "result with children"])
+async def test_what_was_noted_as_late_counts_once_when_its_workflow_goes_on_and_takes_it_as_the_result(
+    door: Door, more: dict[str, Any]
+) -> None:
     await door.advance(requested([step("a"), step("b")]))
     await door.advance(dead("a"))
-    late = completed("b", models={"pro": USAGE})
+    late = completed("b", models={"pro": USAGE}, **more)
     await door.advance(late)
     await door.advance(redriven("a"))
     assert (await door.statuses())["b"] == "RUNNING"
@@ -85,7 +91,8 @@ async def test_a_result_that_comes_while_its_resumed_workflow_waits_for_a_slot_i
     await door.advance(requested([step("a"), step("b")]), requested([step("x")], "wf_2"))
     await door.advance(dead("a"))
     await door.advance(redriven("a"))
-    assert (await door.statuses())["b"] == "PENDING"
+    waiting = await door.step("b")
+    assert (waiting["status"], waiting["due_at"]) == ("PENDING", None)
     await door.advance(completed("b"))
     await door.repeat(completed("b"))
     assert ((await door.statuses())["b"], (await door.workflow())["usage"]) == ("PENDING", USAGE)

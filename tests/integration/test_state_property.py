@@ -81,6 +81,8 @@ class Witness:
             if row["started_at"] is not None:
                 open_needs = [need for need in row["needs"] if self.steps[workflow, need]["status"] not in FINAL]
                 assert not open_needs, f"{id} started before {open_needs} had ended"
+            may_be_due = row["status"] in ("RUNNING", "CANCELLED") or (row["status"] == "WAITING" and row["children"] is None)
+            assert may_be_due or row["due_at"] is None, f"{id} is {row['status']} and due"
             assert row["attempt"] <= row["max_retries"] + 1, f"{id} has more attempts than it may"
 
     def _counters_agree(self) -> None:
