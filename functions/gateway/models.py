@@ -88,6 +88,12 @@ class Limits(_Part):
     deadline_seconds: float | None = Field(description="Counted from the start of the first step.")
 
 
+_EXAMPLE_MODELS = {
+    "gemini-2.5-pro": {"model_calls": 2, "input_tokens": 1800, "output_tokens": 420, "cost_microdollars": 6450},
+    "gemini-2.5-flash": {"model_calls": 1, "input_tokens": 300, "output_tokens": 90, "cost_microdollars": 315},
+}
+
+
 class WorkflowHead(_Part):
     """One run of a definition, without its steps."""
 
@@ -100,7 +106,7 @@ class WorkflowHead(_Part):
     steps_total: int = Field(description="Steps so far: plans and debates add more as they go.")
     steps_open: int = Field(description="Steps that have not ended.")
     error: Failure | None
-    usage: Usage
+    usage: Usage = Field(description="Of all steps and all their attempts; cost in millionths of a dollar.")
     created_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
@@ -119,7 +125,10 @@ class Step(_Part):
     error: Failure | None
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
-    usage: Usage
+    usage: Usage = Field(description="Of all attempts, those that came too late to count included.")
+    models: dict[str, Usage] = Field(
+        description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
+    )
 
 
 class Workflow(WorkflowHead):
@@ -128,6 +137,7 @@ class Workflow(WorkflowHead):
     input: dict[str, Any]
     output: Any = Field(description="Null until the workflow ended with SUCCESS.")
     budget: Limits
+    models: dict[str, Usage] = Field(description="The usage of all steps by the model that was asked.", examples=[_EXAMPLE_MODELS])
     steps: list[Step]
 
 

@@ -103,7 +103,7 @@ async def list_workflows(
 
 @workflows.get("/{id}", response_model=Workflow, responses=documented(NOT_FOUND))
 async def show_workflow(live: Live, id: Id) -> Response:
-    """One workflow with its steps, output, usage and cost."""
+    """One workflow with its steps and output; tokens and cost of each step, each model and all together."""
     return _json(await live.store.get(id))
 
 

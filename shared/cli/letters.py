@@ -3,13 +3,13 @@
 Both give and take the JSON of the API, so that the verbs need not know which it is.
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import httpx
 
+from shared.cli.here import open_here
 from shared.config import Settings
 from shared.errors import BusUnavailable, ConfigurationError, InputError, NotFound
 from shared.runtime import Runtime
@@ -43,12 +43,8 @@ async def open_letters(settings: Settings, url: str | None) -> AsyncIterator[Let
         async with httpx.AsyncClient(base_url=_base(url), timeout=_CALL_SECONDS) as client:
             yield _Remote(client, url)
         return
-    live = Runtime(settings, serves=("cli",))
-    try:
-        _ = await asyncio.to_thread(lambda: live.store)  # the embedded database takes a while to start
+    async with open_here(settings) as live:
         yield _Here(live)
-    finally:
-        await live.close()
 
 
 async def redrive_all(letters: Letters, wanted: Wanted, *, dry_run: bool, rate: float) -> dict[str, Any]:

@@ -6,12 +6,13 @@ the cursor or change colours. In a pipe a result is what it is, as UTF-8.
 
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -62,6 +63,29 @@ def write_result(output: Any) -> None:
     else:
         # As bytes: what a pipe gets must not depend on the locale.
         _write(output["text"].encode("utf-8", "replace"))
+
+
+def write_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Collection[str] = ()) -> None:
+    """A table on standard output, fitted to a terminal; anywhere else a line for each row. Columns in `numbers` end flush."""
+    if sys.stdout.isatty():
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for head in heads:
+            table.add_column(head, justify="right" if head in numbers else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(one_line(cell)) for cell in row))
+        Console(highlight=False).print(table)
+        return
+    lines = [list(heads), *([one_line(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = zip(heads, line, widths, strict=True)
+        padded = (cell.rjust(width) if head in numbers else cell.ljust(width) for head, cell, width in cells)
+        _write("  ".join(padded).rstrip().encode("utf-8", "replace"))
+
+
+def dollars(microdollars: int) -> str:
+    """`$0.0123`."""
+    return f"${microdollars / 1_000_000:.4f}"
 
 
 def describe_model(settings: "Settings") -> str:

@@ -109,7 +109,7 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
             step.state, step.note = "waiting", f"for {_pause(data, at):.1f} s, a quota is used up"
             return f"waits {step.note}"
         case "step.late":
-            return f"a result of attempt {entry['attempt']} came too late and is dropped"
+            return f"what attempt {entry['attempt']} told came too late: only what it used counts"
         case _:
             return None
 

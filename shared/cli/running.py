@@ -5,7 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from shared.cli.loop import Stopped, run_async
-from shared.cli.output import counted, describe_model, listed, one_line, say, say_error, write_json, write_result
+from shared.cli.output import counted, describe_model, dollars, listed, one_line, say, say_error, write_json, write_result
 from shared.cli.screen import open_screen
 from shared.cli.session import FAILURE, SUCCESS
 from shared.errors import AgentTeamError
@@ -96,7 +96,7 @@ def _summary(document: dict[str, Any]) -> str:
     seconds = (datetime.fromisoformat(document["finished_at"]) - datetime.fromisoformat(document["created_at"])).total_seconds()
     steps = counted(document["steps_total"], "step")
     tokens = counted(usage["input_tokens"] + usage["output_tokens"], "token")
-    return f"{document['status']} in {seconds:.1f} s · {steps} · {tokens} · ${usage['cost_microdollars'] / 1_000_000:.4f}"
+    return f"{document['status']} in {seconds:.1f} s · {steps} · {tokens} · {dollars(usage['cost_microdollars'])}"
 
 
 def _reason(document: dict[str, Any]) -> str:

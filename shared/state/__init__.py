@@ -1,6 +1,7 @@
 """What the platform knows of its workflows: PostgreSQL, reached by one statement or one request per call."""
 
 from shared.state.base import Caller, Command, Event
+from shared.state.documents import Document, document
 from shared.state.letters import DeadLetters, Letter, LetterFilter, LetterState
 from shared.state.opening import open_store, over_http
 from shared.state.store import WorkflowStore
@@ -9,11 +10,13 @@ __all__ = [
     "Caller",
     "Command",
     "DeadLetters",
+    "Document",
     "Event",
     "Letter",
     "LetterFilter",
     "LetterState",
     "WorkflowStore",
+    "document",
     "open_store",
     "over_http",
 ]

@@ -8,6 +8,7 @@ from typing import Any
 from shared.clock import Clock
 from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state.base import Caller, Command, Event
+from shared.state.documents import Document, normal
 from shared.state.letters import DeadLetters
 
 _MAX_BATCH = 100
@@ -66,6 +67,32 @@ class WorkflowStore:
     async def snapshot(self, workflow: str, seq: int) -> dict[str, Any]:
         """The workflow's state after history entry `seq`. Raises NotFound."""
         return _found(await self._caller.call("workflow_snapshot", {"id": workflow, "seq": seq}), workflow)
+
+    async def put_document(self, document: Document) -> str:
+        """Keep a document in place of what was under its name: `added`, `replaced`, or `unchanged` when it is the same."""
+        moment = {} if self._clock is None else {"moment": self._clock.now()}
+        arguments = {"name": document.name, "sha256": document.sha256, "passages": document.passages, **moment}
+        return str(await self._caller.call("put_document", arguments))
+
+    async def list_documents(self) -> list[dict[str, Any]]:
+        """Every document by name: `{name, sha256, size_bytes, passages, added_at}`; `passages` is how many."""
+        found: list[dict[str, Any]] = await self._caller.call("list_documents", {})
+        return found
+
+    async def remove_document(self, name: str) -> None:
+        """Forget a document. Raises NotFound."""
+        if not await self._caller.call("remove_document", {"name": name}):
+            raise NotFound(f"there is no document {name[:200]!r}; look for its name in the list of all")
+
+    async def search_documents(self, query: str, limit: int = 10) -> list[dict[str, Any]]:
+        """The passages that fit a web search's words best, the best first, at most 50: `{document, position, text}`.
+
+        Where no passage has all words, those with any of them, unless a word was excluded with a minus.
+        """
+        # PostgreSQL's text has no NUL, and UTF-8 no half of a pair: no document holds them.
+        words = normal(query.replace("\0", " ").encode("utf-8", "replace").decode())
+        found: list[dict[str, Any]] = await self._caller.call("search_documents", {"query": words, "max_rows": limit})
+        return found
 
     @property
     def letters(self) -> DeadLetters:

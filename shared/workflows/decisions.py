@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from shared.errors import AgentTeamError, InputError
-from shared.messages import SpawnedStep, StepCompleted, StepDispatched
+from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
 from shared.workflows.patterns import Child, expand
@@ -59,25 +59,31 @@ def spawned(payload: StepCompleted) -> dict[str, Any]:
 
     Raises InputError for a spawn that is no DAG of its own steps, or a join that names none of them.
     """
-    usage = payload.usage
     event = {
         "type": "step.completed",
         "workflow": payload.workflow,
         "step": payload.step,
         "attempt": payload.attempt,
         "output": payload.output,
-        "usage": {
-            "model_calls": usage.model_calls,
-            "input_tokens": usage.input_tokens,
-            "output_tokens": usage.output_tokens,
-            "cost_microdollars": usage.cost_microdollars,
-        },
+        "usage": _usage(payload.usage),
     }
+    if payload.models:
+        event["models"] = {model: _usage(usage) for model, usage in payload.models.items()}
     if payload.spawn or payload.join is not None:
         _check_spawn(payload)
         event["children"] = [_spawned_child(payload.step, child) for child in payload.spawn]
         event["join"] = payload.join if payload.join in (None, "*") else f"{payload.step}/{payload.join}"
     return event
+
+
+def _usage(usage: Usage) -> dict[str, int]:
+    # By hand: this is done for every step, and a model's own dump takes several times as long.
+    return {
+        "model_calls": usage.model_calls,
+        "input_tokens": usage.input_tokens,
+        "output_tokens": usage.output_tokens,
+        "cost_microdollars": usage.cost_microdollars,
+    }
 
 
 def _dispatched(command: Mapping[str, Any], rendered: Any, upstream: Mapping[str, Any]) -> StepDispatched:
@@ -92,6 +98,7 @@ def _dispatched(command: Mapping[str, Any], rendered: Any, upstream: Mapping[str
         timeout_seconds=command["timeout_seconds"],
         deadline=command["deadline"],
         remaining=command["remaining"],
+        resumed=command["resumed"],
     )
 
 

@@ -83,6 +83,7 @@ create table steps (
     input_tokens bigint not null default 0,
     output_tokens bigint not null default 0,
     cost_microdollars bigint not null default 0,
+    models jsonb,
     primary key (workflow_id, id)
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
@@ -93,7 +94,9 @@ comment on column steps.spec is 'Opaque here: templates, conditions and literal 
 comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
 comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';
-comment on column steps.due_at is 'RUNNING: the end of the lease. WAITING without children: when it starts again.';
+comment on column steps.due_at is
+    'RUNNING: the end of the lease. WAITING without children: when it starts again. CANCELLED: the lease of the attempt that was cut off.';
+comment on column steps.models is 'The usage of all attempts by the model that was asked; null when no attempt told.';
 
 create table edges (
     workflow_id text collate "C" not null,
@@ -144,3 +147,25 @@ comment on column dead_letters.cause is 'The group that the reason belongs to, t
 comment on column dead_letters.last_error is 'Of the last delivery that said why it failed: type, message and at; null when none did.';
 comment on column dead_letters.attempt is 'The attempt that the message was to start; null for every other message.';
 comment on column dead_letters.failed_redrive is 'The number of the last redrive after which the message was dead again; 0 when none was.';
+
+create table documents (
+    name text collate "C" primary key,
+    sha256 text not null,
+    size_bytes bigint not null,
+    added_at timestamptz not null
+);
+
+comment on table documents is 'Texts that agents may search, each whole in its passages.';
+
+create table passages (
+    document text collate "C" not null references documents (name) on delete cascade,
+    position integer not null,
+    text text not null,
+    -- Whatever the language: another configuration would bend words by the rules of one, and drop those that are common in it.
+    words tsvector not null generated always as (to_tsvector('simple'::regconfig, text)) stored,
+    primary key (document, position)
+);
+
+create index passages_words on passages using gin (words);
+
+comment on table passages is 'What a search finds: a document, cut where paragraphs or sentences end.';

@@ -37,6 +37,44 @@ create function _not_before(due_at timestamptz, timeout_seconds double precision
 language sql stable
 return nullif(greatest(due_at - _lease(timeout_seconds), moment), moment);
 
+create function _sum_models(parts jsonb[]) returns jsonb
+language plpgsql immutable as $$
+begin
+    return (
+        select jsonb_object_agg(m.name, m.usage)
+        from (
+            select u.key as name, jsonb_build_object(
+                'model_calls', sum((u.value ->> 'model_calls')::bigint),
+                'input_tokens', sum((u.value ->> 'input_tokens')::bigint),
+                'output_tokens', sum((u.value ->> 'output_tokens')::bigint),
+                'cost_microdollars', sum((u.value ->> 'cost_microdollars')::bigint)
+            ) as usage
+            from unnest(parts) as p
+            cross join lateral jsonb_each(p) as u
+            group by u.key
+        ) as m
+    );
+end;
+$$;
+comment on function _sum_models is 'Usage by model, added up; null when there is none.';
+
+create function _spent(s steps, usage jsonb, models jsonb)
+returns table (model_calls integer, input_tokens bigint, output_tokens bigint, cost_microdollars bigint, by_model jsonb)
+language sql stable
+begin atomic
+    select s.model_calls + coalesce((usage ->> 'model_calls')::integer, 0),
+        s.input_tokens + coalesce((usage ->> 'input_tokens')::bigint, 0),
+        s.output_tokens + coalesce((usage ->> 'output_tokens')::bigint, 0),
+        s.cost_microdollars + coalesce((usage ->> 'cost_microdollars')::bigint, 0),
+        case when models is null or models = '{}' then s.models else _sum_models(array[s.models, models]) end;
+end;
+comment on function _spent is 'The counters of a step after one more attempt. Inlined where it is called: never make it STRICT or PL/pgSQL.';
+
+create function _unnoted(s steps, tried integer, spent jsonb) returns jsonb
+language sql immutable
+return case when s.late is not null and tried = any(s.late) then null else spent end;
+comment on function _unnoted is 'What an attempt used, unless it was noted as late before its workflow was resumed.';
+
 create function _write(notes _note[], moment timestamptz) returns void
 language plpgsql as $$
 begin
@@ -243,7 +281,7 @@ declare
     stopped integer;
 begin
     update steps as s
-    set status = 'CANCELLED', finished_at = moment, due_at = null
+    set status = 'CANCELLED', finished_at = moment, due_at = case when s.status = 'RUNNING' then s.due_at end
     where s.workflow_id = workflow and not _is_final(s.status);
     get diagnostics stopped = row_count;
     update workflows as w

@@ -106,10 +106,9 @@ declare
 begin
     update steps as t
     set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
-        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
-        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
-        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
-        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+        (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
+            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+        )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(s.workflow_id, s.id, 'step.failed', s.attempt, event -> 'error', 1, event -> 'usage', null)::_note], moment
@@ -139,10 +138,9 @@ begin
         attempt = case when type = 'step.deferred' then t.attempt else t.attempt + 1 end,
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
         due_at = due, error = event -> 'error',
-        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
-        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
-        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
-        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+        (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
+            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+        )
     where t.workflow_id = s.workflow_id and t.id = s.id
     returning t.attempt into s.attempt;
     perform _write(
@@ -174,6 +172,10 @@ begin
     select t.* into s from steps as t where t.workflow_id = event ->> 'workflow' and t.id = event ->> 'step';
     if s.id is null then
         return _ignored(event, cause);
+    end if;
+    if tried = any(s.late) then
+        -- What it used was noted before its workflow was resumed.
+        event := event - '{usage,models}'::text[];
     end if;
 
     -- A result counts whichever attempt it is of; anything else must be about the dispatch in progress.
@@ -231,10 +233,9 @@ begin
     if not room then
         -- This result is known: its repetition must not pass for a late one.
         update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
-        return _fail_step(s, jsonb_build_object(
-            'error', jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)),
-            'usage', event -> 'usage'
-        ), cause, moment);
+        return _fail_step(s, event || jsonb_build_object('error', jsonb_build_object(
+            'type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)
+        )), cause, moment);
     end if;
     update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
     perform _add_steps(s.workflow_id, s.id, event -> 'children');
@@ -244,10 +245,9 @@ begin
     update steps as t
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
         attempt = tried, children = ids,
-        model_calls = t.model_calls + coalesce((event #>> '{usage,model_calls}')::integer, 0),
-        input_tokens = t.input_tokens + coalesce((event #>> '{usage,input_tokens}')::bigint, 0),
-        output_tokens = t.output_tokens + coalesce((event #>> '{usage,output_tokens}')::bigint, 0),
-        cost_microdollars = t.cost_microdollars + coalesce((event #>> '{usage,cost_microdollars}')::bigint, 0)
+        (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
+            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+        )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(
@@ -267,17 +267,39 @@ end;
 $$;
 comment on function _expand_step is 'A step gets children and waits for them: for_each, a pattern, or an agent''s spawn.';
 
+create function _is_late(s steps, event jsonb) returns boolean
+language plpgsql immutable as $$
+declare
+    tried integer := (event ->> 'attempt')::integer;
+begin
+    return case
+        when tried = any(s.late) then false
+        when event ->> 'type' = 'step.completed' then
+            (tried <= s.attempt or s.status <> 'PENDING')
+            and not (tried = s.attempt and (s.status = 'SUCCESS' or s.children is not null))
+        -- An error of any other attempt may be one that was counted when it came first.
+        when event ->> 'type' in ('step.failed', 'step.deferred') then
+            s.status = 'CANCELLED' and s.due_at is not null and event ? 'usage'
+            and tried = s.attempt and coalesce((event ->> 'deferrals')::integer, s.deferrals) = s.deferrals
+        else false
+    end;
+end;
+$$;
+comment on function _is_late is 'Whether an event is news of an attempt that nobody waits for any more.';
+
 create function _repeated(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
     effect _effect;
     tried integer := (event ->> 'attempt')::integer;
 begin
-    if event ->> 'type' = 'step.completed' and s.status <> 'PENDING'
-        and not (tried = s.attempt and (s.status = 'SUCCESS' or s.children is not null))
-        and not tried = any(coalesce(s.late, '{}'))
-    then
-        update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
+    if _is_late(s, event) then
+        update steps as t
+        set late = t.late || tried,
+            (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
+                select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            )
+        where t.workflow_id = s.workflow_id and t.id = s.id;
         perform _write(
             array[row(s.workflow_id, s.id, 'step.late', tried, null, 0, event -> 'usage', null)::_note], moment
         );
@@ -286,4 +308,5 @@ begin
     return effect;
 end;
 $$;
-comment on function _repeated is 'An event that was applied before returns its commands again; a result that came too late to count is noted once.';
+comment on function _repeated is
+    'An event that was applied before returns its commands again; what came too late to count is noted once, with what it used.';

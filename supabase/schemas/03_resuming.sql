@@ -56,7 +56,7 @@ begin
     update steps as t
     set status = case when t.children is null then 'PENDING' else 'WAITING' end,
         max_retries = t.max_retries + case when t.children is null then t.attempt else 0 end,
-        deferrals = 0, error = null, finished_at = null
+        deferrals = 0, error = null, due_at = null, finished_at = null
     where t.workflow_id = w.id and (t.status = 'CANCELLED' or t.id = s.id);
     get diagnostics reopened = row_count;
     update workflows as t

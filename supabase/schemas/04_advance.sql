@@ -145,13 +145,14 @@ begin
     command as (
         select d.cause, s.position, json_build_object(
             'type', 'dispatch', 'cause', d.cause, 'workflow', s.workflow_id, 'name', w.name, 'step', s.id, 'attempt', s.attempt,
-            'deferrals', s.deferrals, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
+            'deferrals', s.deferrals, 'resumed', w.resumed, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
             'deadline', least(s.due_at, w.deadline_at), 'not_before', _not_before(s.due_at, s.timeout_seconds, moment),
             'traceparent', w.traceparent,
             'remaining', json_build_object(
                 'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
                 'cost_microdollars',
-                case when w.max_cost_microdollars is not null then greatest(0, w.max_cost_microdollars - w.cost_microdollars) end
+                case when w.max_cost_microdollars is not null then greatest(0, w.max_cost_microdollars - w.cost_microdollars) end,
+                'max_tokens', w.max_tokens, 'max_cost_microdollars', w.max_cost_microdollars
             ),
             'input', case when s.uses_input then w.input end,
             'upstream', coalesce((
@@ -272,7 +273,8 @@ begin
     with result as materialized (
         select distinct on (e.value ->> 'workflow', e.value ->> 'step')
             e.value ->> 'workflow' as workflow_id, e.value ->> 'step' as step_id, (e.value ->> 'attempt')::integer as attempt,
-            e.value -> 'output' as output, e.value -> 'usage' as usage, e.ordinality::integer - 1 as cause
+            e.value -> 'output' as output, e.value -> 'usage' as usage, e.value -> 'models' as models,
+            e.ordinality::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         where e.value ->> 'type' = 'step.completed' and not e.value ? 'children'
         order by e.value ->> 'workflow', e.value ->> 'step', e.ordinality
@@ -280,13 +282,12 @@ begin
     done as (
         update steps as s
         set status = 'SUCCESS', output = r.output, attempt = r.attempt, error = null, due_at = null, finished_at = moment,
-            model_calls = s.model_calls + coalesce((r.usage ->> 'model_calls')::integer, 0),
-            input_tokens = s.input_tokens + coalesce((r.usage ->> 'input_tokens')::bigint, 0),
-            output_tokens = s.output_tokens + coalesce((r.usage ->> 'output_tokens')::bigint, 0),
-            cost_microdollars = s.cost_microdollars + coalesce((r.usage ->> 'cost_microdollars')::bigint, 0)
+            (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
+                select p.* from _spent(s, _unnoted(s, r.attempt, r.usage), _unnoted(s, r.attempt, r.models)) as p
+            )
         from result as r
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
-        returning s.workflow_id, s.id, r.attempt, r.usage, r.cause
+        returning s.workflow_id, s.id, r.attempt, _unnoted(s, r.attempt, r.usage) as usage, r.cause
     )
     select array_agg(row(d.workflow_id, d.id, d.cause)::_step_ref),
         array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)

@@ -21,6 +21,9 @@ begin atomic
     select (_head(w)::jsonb || jsonb_build_object(
         'input', w.input,
         'output', w.output,
+        'models', coalesce(
+            _sum_models(array(select s.models from steps as s where s.workflow_id = w.id and s.models is not null)), '{}'
+        ),
         'budget', jsonb_build_object(
             'max_steps', w.max_steps, 'max_tokens', w.max_tokens, 'max_cost_microdollars', w.max_cost_microdollars,
             'deadline_seconds', w.deadline_seconds
@@ -30,7 +33,8 @@ begin atomic
                 'id', s.id, 'parent', s.parent, 'agent', s.agent, 'status', s.status, 'attempt', s.attempt, 'needs', s.needs,
                 'output', case when s.status = 'SUCCESS' then s.output end, 'error', s.error,
                 'started_at', s.started_at, 'finished_at', s.finished_at,
-                'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars)
+                'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars),
+                'models', coalesce(s.models, '{}')
             ) order by s.parent nulls first, s.position), '[]')
             from steps as s where s.workflow_id = w.id
         )

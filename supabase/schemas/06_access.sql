@@ -5,8 +5,10 @@ alter table steps enable row level security;
 alter table edges enable row level security;
 alter table history enable row level security;
 alter table dead_letters enable row level security;
+alter table documents enable row level security;
+alter table passages enable row level security;
 
-revoke all on workflows, steps, edges, history, dead_letters from public;
+revoke all on workflows, steps, edges, history, dead_letters, documents, passages from public;
 
 do $$
 declare
@@ -17,7 +19,8 @@ begin
         select p.oid from pg_proc as p
         where p.pronamespace = 'public'::regnamespace and (p.proname like '\_%' or p.proname in (
             'advance', 'get_workflow', 'list_workflows', 'workflow_history', 'workflow_snapshot', 'record_dead_letter',
-            'list_dead_letters', 'count_dead_letters', 'read_dead_letters', 'redrive_dead_letters', 'return_dead_letters'
+            'list_dead_letters', 'count_dead_letters', 'read_dead_letters', 'redrive_dead_letters', 'return_dead_letters',
+            'put_document', 'list_documents', 'remove_document', 'search_documents'
         ))
     loop
         execute format('revoke execute on function %s from public', function);
@@ -34,12 +37,12 @@ begin
 
     foreach role in array array['anon', 'authenticated'] loop
         if exists (select from pg_roles where rolname = role) then
-            execute format('revoke all on workflows, steps, edges, history, dead_letters from %I', role);
+            execute format('revoke all on workflows, steps, edges, history, dead_letters, documents, passages from %I', role);
             execute format('revoke all on sequence dead_letters_id_seq from %I', role);
         end if;
     end loop;
     if exists (select from pg_roles where rolname = 'service_role') then
-        grant select, insert, update, delete on workflows, steps, edges, history, dead_letters to service_role;
+        grant select, insert, update, delete on workflows, steps, edges, history, dead_letters, documents, passages to service_role;
     end if;
 end;
 $$;

@@ -1,41 +1,37 @@
 """What the state promises, of every way to reach it: a connection, a transaction pooler, and Supabase's HTTP API."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from shared.clock import ManualClock
 from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state import Caller, Command, WorkflowStore
-from shared.state.postgres import PostgresCaller, connected
-from shared.state.supabase import SupabaseCaller
-from tests.conftest import Postgres
+from shared.state.postgres import connected
 from tests.integration.door import (
     LEASE,
-    TABLES,
     USAGE,
     cancelled,
     completed,
+    dead,
     deferred,
     dispatches,
     failed,
     kinds,
     one,
+    redriven,
     rendered,
     requested,
     step,
     tick,
 )
-from tests.support.pooler import Pooler, pooler
-from tests.support.postgrest import Project, key, project, project_database
+
+from .conftest import START
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-START = datetime(2026, 5, 1, 12, tzinfo=UTC)
 LETTER = {
     "message_id": "m",
     "subscription": "s",
@@ -47,51 +43,6 @@ LETTER = {
     "data": "AAE=",
     "attributes": {"a": "b"},
 }
-
-
-@pytest.fixture(scope="module")
-def direct(postgres: Postgres) -> Iterator[str]:
-    """The database, without anything in between."""
-    with project_database(postgres) as dsn:
-        yield dsn
-
-
-@pytest.fixture(scope="module")
-def pgbouncer(postgres: Postgres) -> Iterator[Pooler]:
-    with pooler(postgres) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def supabase(direct: str) -> AsyncIterator[Project]:
-    async with project(direct) as running:
-        yield running
-
-
-@pytest_asyncio.fixture(loop_scope="module", params=["connection", "pooler", "http"])
-async def caller(request: pytest.FixtureRequest, direct: str, supabase: Project) -> AsyncIterator[Caller]:
-    async with connected(direct) as connection:
-        await connection.execute(f"truncate {', '.join(TABLES)} restart identity")
-    opened: Caller
-    match request.param:
-        case "http":
-            opened = SupabaseCaller(supabase.url, key())
-        case "pooler":
-            opened = PostgresCaller(request.getfixturevalue("pgbouncer").dsn(direct))
-        case _:
-            opened = PostgresCaller(direct)
-    yield opened
-    await opened.close()
-
-
-@pytest.fixture
-def clock() -> ManualClock:
-    return ManualClock(START)
-
-
-@pytest.fixture
-def store(caller: Caller, clock: ManualClock) -> WorkflowStore:
-    return WorkflowStore(caller, max_running=5, clock=clock)
 
 
 async def test_a_workflow_runs_from_its_request_to_its_end(store: WorkflowStore) -> None:
@@ -277,6 +228,23 @@ async def test_the_next_attempt_of_a_redriven_step_is_the_same_letter(store: Wor
     assert letter["blocked"] == "its workflow is not there any more"
     await store.letters.record({**step_letter, "step": "b", "message_id": "wf_1/b/1", "attempt": 1})
     assert [one["state"] for one in await store.letters.listed({})] == ["waiting", "again"]
+
+
+async def test_usage_is_told_by_step_by_model_and_by_workflow(store: WorkflowStore) -> None:
+    await store.advance([requested([step("a"), step("b")], max_tokens=1000)])
+    await store.advance([completed("a", models={"gemini-2.5-pro": USAGE}), completed("b", models={"gemini-2.5-pro": USAGE})])
+    shown = await store.get("wf_1")
+    assert shown["models"] == {"gemini-2.5-pro": {name: 2 * count for name, count in USAGE.items()}}
+    assert [one["models"] for one in shown["steps"]] == [{"gemini-2.5-pro": USAGE}] * 2
+
+
+async def test_a_dispatch_says_what_is_left_of_what_and_how_often_its_workflow_went_on(store: WorkflowStore) -> None:
+    first = one(await store.advance([requested([step("a")], max_tokens=100, max_cost_microdollars=7)]), "dispatch")
+    limits = {"max_tokens": 100, "max_cost_microdollars": 7}
+    assert (first["remaining"], first["resumed"]) == ({"tokens": 100, "cost_microdollars": 7, **limits}, 0)
+    await store.advance([{**dead("a"), "usage": USAGE}])
+    again = one(await store.advance([redriven("a")]), "dispatch")
+    assert (again["remaining"], again["resumed"]) == ({"tokens": 70, "cost_microdollars": 2, **limits}, 1)
 
 
 @pytest.mark.parametrize(

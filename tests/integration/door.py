@@ -13,7 +13,7 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 USAGE = {"model_calls": 1, "input_tokens": 20, "output_tokens": 10, "cost_microdollars": 5}
 LEASE = timedelta(seconds=900)
 """How long a step of 300 s may take before it is started again."""
-TABLES = ("workflows", "steps", "edges", "history", "dead_letters")
+TABLES = ("workflows", "steps", "edges", "history", "dead_letters", "documents", "passages")
 
 
 class Door:
@@ -121,10 +121,10 @@ def redriven(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
     return {"type": "step.redriven", "workflow": workflow, "step": id, "attempt": attempt}
 
 
-def deferred(id: str, not_before: datetime, *, attempt: int = 1, deferrals: int = 0, workflow: str = "wf_1") -> Event:
+def deferred(id: str, not_before: datetime, *, attempt: int = 1, deferrals: int = 0, workflow: str = "wf_1", **more: Any) -> Event:
     """An agent that wants to start again later."""
     about = {"workflow": workflow, "step": id, "attempt": attempt, "deferrals": deferrals}
-    return {"type": "step.deferred", **about, "not_before": not_before.isoformat(), "usage": USAGE}
+    return {"type": "step.deferred", **about, "not_before": not_before.isoformat(), "usage": USAGE, **more}
 
 
 def skipped(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:

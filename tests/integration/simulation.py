@@ -9,7 +9,22 @@ import orjson
 
 from shared.state import Command, Event
 
-from .door import Door, cancelled, completed, dead, deferred, expanded, failed, redriven, rendered, requested, skipped, step, tick
+from .door import (
+    USAGE,
+    Door,
+    cancelled,
+    completed,
+    dead,
+    deferred,
+    expanded,
+    failed,
+    redriven,
+    rendered,
+    requested,
+    skipped,
+    step,
+    tick,
+)
 
 FINAL = {"SUCCESS", "FAILED", "SKIPPED", "CANCELLED"}
 TIMEOUT = 30.0
@@ -198,29 +213,30 @@ def _decide(command: Command) -> Event | None:
 
 
 def _answer(command: Command, door: Door) -> list[Event]:
-    """What an agent makes of a dispatch."""
+    """What an agent makes of a dispatch. Each asks a model of its own, so that the state shows whose usage it counted."""
     work, name = command["spec"]["work"], command["step"]
     about = {"workflow": command["workflow"], "attempt": command["attempt"]}
+    told = {**about, "models": {f"{command['attempt']}.{command['deferrals']}": USAGE}}
     turn = command["attempt"] - 1 + command["deferrals"]
     match work["acts"][turn] if turn < len(work["acts"]) else work["end"]:
         case "lost":
             return []
         case "fail":
-            return [failed(name, **about)]
+            return [failed(name, usage=USAGE, **told)]
         case "fail for long":
-            return [failed(name, retry_after_seconds=20, **about)]
+            return [failed(name, retry_after_seconds=20, usage=USAGE, **told)]
         case "permanent":
-            return [failed(name, permanent=True, **about)]
+            return [failed(name, permanent=True, usage=USAGE, **told)]
         case "dead":
             return [dead(name, **about)]
         case "defer":
-            return [deferred(name, door.moment + timedelta(seconds=60), deferrals=command["deferrals"], **about)]
+            return [deferred(name, door.moment + timedelta(seconds=60), deferrals=command["deferrals"], **told)]
         case "defer shortly":
-            return [deferred(name, door.moment + timedelta(seconds=2), deferrals=command["deferrals"], **about)]
+            return [deferred(name, door.moment + timedelta(seconds=2), deferrals=command["deferrals"], **told)]
         case "answer late and again":
-            return [completed(name, output="copy", **about), completed(name, output="other", **about)]
+            return [completed(name, output="copy", **told), completed(name, output="other", **told)]
         case _:
-            result = completed(name, output={"by": name, "attempt": command["attempt"]}, **about)
+            result = completed(name, output={"by": name, "attempt": command["attempt"]}, **told)
             if work["kind"] == "spawn":
                 result["children"], result["join"] = _children(command)
             return [result]

@@ -24,6 +24,10 @@ READS = [
     "select read_dead_letters('{1}')",
     "select redrive_dead_letters('{1}', '{waiting}')",
     "select return_dead_letters('{1}')",
+    "select put_document('n', 'h', '[\"text\"]')",
+    "select list_documents()",
+    "select search_documents('text')",
+    "select remove_document('n')",
 ]
 
 

@@ -197,7 +197,7 @@ async def test_a_second_result_of_another_attempt_is_noted_once(door: Door) -> N
     assert await door.repeat(completed("a", attempt=1)) == first
     assert [(entry["step"], entry["attempt"]) for entry in await door.history() if entry["type"] == "step.late"] == [("a", 1)]
     assert (await door.workflow())["usage"] == {key: 2 * value for key, value in USAGE.items()}
-    assert (await door.step("a"))["input_tokens"] == USAGE["input_tokens"]
+    assert (await door.step("a"))["input_tokens"] == 2 * USAGE["input_tokens"]
 
 
 async def test_a_result_after_the_end_of_its_workflow_is_noted_with_what_it_cost(door: Door) -> None:

@@ -95,6 +95,20 @@ class TestOrchestrator:
         assert team.dispatched() == [("draft", 1), ("draft", 1)]
         assert Stage(clock=team.clock).opened(team.bus.published[-1]).id == f"{WORKFLOW}/draft/1.1"
 
+    async def test_what_each_model_used_is_kept_whatever_became_of_the_attempt(self, team: Live) -> None:
+        await begun(team)
+        used = Usage(model_calls=1, input_tokens=7, output_tokens=3, cost_microdollars=2)
+        about: dict[str, Any] = {**ABOUT, "usage": used, "models": {"pro": used}}
+        await report(team, StepDeferred(**about, not_before=team.clock.now().replace(minute=5)), id="1")
+        await team.clock.advance(300)
+        await team.runtime.dispatcher("sweeper").apply([{"type": "tick"}])
+        failure = StepFailed(**about, error=ErrorInfo(type="ModelUnavailable", message="no answer"), retry_after_seconds=60)
+        await report(team, failure, id="2")
+        await report(team, StepCompleted(**about | {"attempt": 2, "models": {"pro": used, "flash": used}}), id="3")
+        shown = await team.runtime.store.get(WORKFLOW)
+        assert shown["models"] == {"pro": (used + used + used).model_dump(), "flash": used.model_dump()}
+        assert shown["usage"] == (used + used + used).model_dump()
+
     async def test_a_cancellation_ends_the_workflow(self, team: Live) -> None:
         await begun(team)
         assert await report(team, WorkflowCancelled(workflow=WORKFLOW, reason="enough"), id="stop") is Outcome.ACK
@@ -112,7 +126,9 @@ class TestOrchestrator:
     async def test_a_spawn_that_is_no_plan_fails_its_step_and_keeps_its_usage(self, team: Live) -> None:
         await begun(team)
         circle = tuple(SpawnedStep(id=f"{'x' * 50}{n}", agent="critic", needs=(f"{'x' * 50}{(n + 1) % 60}",)) for n in range(60))
-        await report(team, StepCompleted(**ABOUT, spawn=circle, usage=Usage(model_calls=2, input_tokens=7)), id="reply")
+        used = Usage(model_calls=2, input_tokens=7)
+        await report(team, StepCompleted(**ABOUT, spawn=circle, usage=used, models={"pro": used}), id="reply")
+        assert (await team.runtime.store.get(WORKFLOW))["models"] == {"pro": used.model_dump()}
         (ended,) = team.finished()
         assert ended.error is not None
         assert (ended.status, ended.error.type, ended.usage.input_tokens) == ("FAILED", "InputError", 7)

@@ -1,6 +1,7 @@
 """Migrations lead where the schema files say, once, and are recorded where the Supabase CLI looks."""
 
 import asyncio
+import shutil
 import subprocess
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ from shared.state import migrations
 from shared.state.migrations import Migration, load, migrate, missing
 from shared.state.postgres import connected
 from tests.conftest import Postgres
+
+from .door import USAGE, Door, cancelled, completed, failed, one, rendered, requested, step
 
 SCHEMAS = migrations.FOLDER.parent / "schemas"
 
@@ -65,7 +68,7 @@ async def test_what_another_tool_applied_is_not_applied_again(empty_database: st
 
 async def test_several_that_migrate_at_once_take_turns(empty_database: str) -> None:
     applied = await asyncio.gather(*(migrate(empty_database) for _ in range(6)))
-    assert [one for some in applied for one in some] == load()
+    assert [each for some in applied for each in some] == load()
 
 
 def test_the_files_are_applied_in_the_order_of_their_versions(tmp_path: Path) -> None:
@@ -89,6 +92,31 @@ async def test_a_migration_that_fails_leaves_nothing_behind_and_keeps_those_befo
     assert [one.name for one in await missing(empty_database, folder=tmp_path)] == ["bad"]
     async with connected(empty_database) as connection:
         assert await connection.fetchval("select to_regclass('good') is not null and to_regclass('half') is null")
+
+
+async def test_what_was_at_work_before_the_ledger_by_model_goes_on_after_it(empty_database: str, tmp_path: Path) -> None:
+    for path in migrations.FOLDER.glob("*.sql"):
+        if path.name < "20261124120000":
+            shutil.copy(path, tmp_path)
+    await migrate(empty_database, folder=tmp_path)
+    async with connected(empty_database) as connection:
+        door = Door(connection)
+        await door.advance(requested([step("a"), step("b"), step("c", "a", "b")]), requested([step("a")], "wf_2"))
+        await door.advance(completed("a"), cancelled("wf_2"))
+        await migrate(empty_database)
+        # The plans that this connection knows are of the schema before.
+        assert [one["models"] for one in (await door.workflow())["steps"]] == [{}, {}, {}]
+        assert (await door.workflow())["models"] == {}
+        assert await door.repeat(failed("a", workflow="wf_2", usage=USAGE)) != [], (
+            "cut off before anybody kept what tells it from a copy"
+        )
+        await door.advance(completed("b", models={"pro": USAGE}), completed("a", workflow="wf_2", models={"pro": USAGE}))
+        await door.advance(completed("c", models={"flash": USAGE}))
+        shown = await door.workflow()
+        assert shown["usage"] == {name: 3 * count for name, count in USAGE.items()}
+        assert shown["models"] == {"pro": USAGE, "flash": USAGE}
+        assert (await door.workflow("wf_2"))["models"] == {"pro": USAGE}
+        assert one(await door.advance(rendered()), "finished")["status"] == "SUCCESS"
 
 
 async def test_a_server_that_is_not_there_cannot_be_migrated() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from shared.state import Command, Event
 
-from .door import TABLES, Door
+from .door import TABLES, USAGE, Door
 from .simulation import FINAL, Team, Work
 
 _TURNS = 400
@@ -60,6 +60,8 @@ class Witness:
         self._recorded_results_stay(before)
         self._steps_start_after_their_needs()
         self._counters_agree()
+        self._what_was_used_is_counted_once()
+        self._what_was_told_is_counted(events, before)
         for command in commands:
             if command["type"] == "dispatch":
                 assert command["workflow"] not in ended, "dispatched after the workflow's end"
@@ -70,13 +72,17 @@ class Witness:
         for key, row in before.items():
             reopened = row["workflow_id"] in self._resumed and row["status"] in ("FAILED", "CANCELLED")
             if row["status"] in FINAL and not reopened:
-                assert {**self.steps[key], "late": None} == {**row, "late": None}, "a step changed after it had ended"
+                # What comes too late changes nothing but the ledger.
+                ledger = dict.fromkeys(("late", "models", *USAGE)) if self.steps[key]["late"] != row["late"] else {}
+                assert {**self.steps[key], **ledger} == {**row, **ledger}, "a step changed after it had ended"
 
     def _steps_start_after_their_needs(self) -> None:
         for (workflow, id), row in self.steps.items():
             if row["started_at"] is not None:
                 open_needs = [need for need in row["needs"] if self.steps[workflow, need]["status"] not in FINAL]
                 assert not open_needs, f"{id} started before {open_needs} had ended"
+            may_be_due = row["status"] in ("RUNNING", "CANCELLED") or (row["status"] == "WAITING" and row["children"] is None)
+            assert may_be_due or row["due_at"] is None, f"{id} is {row['status']} and due"
             assert row["attempt"] <= row["max_retries"] + 1, f"{id} has more attempts than it may"
 
     def _counters_agree(self) -> None:
@@ -88,6 +94,31 @@ class Witness:
             assert not (row["status"] in FINAL and still_open), "open steps in a workflow that has ended"
         running = [id for id, row in self.workflows.items() if row["status"] == "RUNNING"]
         assert len(running) <= self._max_running, f"{running} run at once"
+
+    def _what_was_used_is_counted_once(self) -> None:
+        totals = {id: dict.fromkeys(USAGE, 0) for id in self.workflows}
+        for (workflow, id), row in self.steps.items():
+            models = {} if row["models"] is None else orjson.loads(row["models"])
+            assert all(usage == USAGE for usage in models.values()), f"{id} counted an attempt twice: {models}"
+            for name in USAGE:
+                assert row[name] == len(models) * USAGE[name], f"the counters of {id} are not those of its attempts"
+                totals[workflow][name] += row[name]
+        for id, row in self.workflows.items():
+            assert {name: row[name] for name in USAGE} == totals[id], "a workflow's usage is not that of its steps"
+
+    def _what_was_told_is_counted(self, events: list[Event], before: dict[tuple[str, str], dict[str, Any]]) -> None:
+        results = {(event["workflow"], event["step"]) for event in events if event["type"] == "step.completed"}
+        for event in events:
+            key = (event.get("workflow", ""), event.get("step", ""))
+            if "models" not in event or key not in before:
+                continue
+            was = before[key]
+            in_time = was["status"] == "RUNNING" or (was["status"] == "CANCELLED" and was["due_at"] is not None)
+            this_one = (was["attempt"], event.get("deferrals", was["deferrals"])) == (event["attempt"], was["deferrals"])
+            # Of other errors nobody can tell whether they came before; beside a result they may be about what it ended.
+            if event["type"] == "step.completed" or (in_time and this_one and key not in results):
+                known = orjson.loads(self.steps[key]["models"] or "{}")
+                assert event["models"].keys() <= known.keys(), f"{event['type']} of {key} was told and not counted"
 
     def _is_rightly_dispatched(self, command: Command) -> None:
         row = self.steps[command["workflow"], command["step"]]
@@ -114,11 +145,20 @@ class Witness:
                 assert self.seen.get((id, seq), shown) == shown, f"the snapshot at {seq} differs from what was"
             (now,) = self._fetch("select get_workflow($1) as workflow", id)
             fields = ("id", "parent", "agent", "status")
+            self._models_are_summed(orjson.loads(now["workflow"]))
             last = orjson.loads(now["workflow"])
             assert [[step[name] for name in fields] for step in snapshot["steps"]] == [
                 [step[name] for name in fields] for step in last["steps"]
             ]
             assert [step["output"] for step in snapshot["steps"]] == [step["output"] for step in last["steps"]]
+
+    def _models_are_summed(self, shown: dict[str, Any]) -> None:
+        total: dict[str, dict[str, int]] = {}
+        for step in shown["steps"]:
+            for model, usage in step["models"].items():
+                known = total.setdefault(model, dict.fromkeys(USAGE, 0))
+                total[model] = {name: known[name] + usage[name] for name in USAGE}
+        assert shown["models"] == total
 
     def _fetch(self, query: str, *arguments: Any) -> list[dict[str, Any]]:
         return [dict(row) for row in self._runner.run(self._runner.connection.fetch(query, *arguments))]

@@ -48,6 +48,10 @@ CALLS: dict[str, dict[str, Any]] = {
     "read_dead_letters": {"ids": [1]},
     "redrive_dead_letters": {"ids": [1, 2], "states": ["waiting"]},
     "return_dead_letters": {"ids": []},
+    "put_document": {"name": "n", "sha256": "h", "passages": ["text"]},
+    "list_documents": {},
+    "search_documents": {"query": "text", "max_rows": 1},
+    "remove_document": {"name": "n"},
 }
 
 

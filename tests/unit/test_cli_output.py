@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from shared.cli import output, screen
-from shared.cli.output import counted, describe_model, listed, one_line, printable, say, say_error, write_result
+from shared.cli.output import counted, describe_model, listed, one_line, printable, say, say_error, write_result, write_table
 from shared.cli.progress import Progress
 from shared.cli.screen import open_screen
 from shared.clock import ManualClock
@@ -90,7 +90,7 @@ def test_a_recovered_step_is_told_to_start_again() -> None:
         ("step.failed", {"type": "ModelRefused", "message": "bad key"}, "plan: failed after 1.00 s: ModelRefused: bad key"),
         ("step.skipped", {"reason": "when"}, "plan: skipped: its condition does not hold"),
         ("step.expanded", {"steps": 1}, "plan: goes on in 1 step"),
-        ("step.late", None, "plan: a result of attempt 1 came too late and is dropped"),
+        ("step.late", None, "plan: what attempt 1 told came too late: only what it used counts"),
         ("step.unheard_of", None, None),
     ],
 )
@@ -176,6 +176,31 @@ def test_a_result_in_a_pipe_is_its_text_or_json(capfdbinary: pytest.CaptureFixtu
     write_result(result)
 
     assert capfdbinary.readouterr().out == written.encode()
+
+
+ROWS = [("draft", "1,200"), ("a\x1b[31m\nb", "7")]
+
+
+def test_a_table_in_a_pipe_is_aligned_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(("step", "tokens"), ROWS, numbers={"tokens"})
+    assert capsys.readouterr().out == "step     tokens\ndraft     1,200\na[31m b       7\n"
+
+
+def test_a_table_without_rows_is_its_head(capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(("step", "tokens"), [])
+    assert capsys.readouterr().out == "step  tokens\n"
+
+
+def test_a_table_on_a_terminal_is_fitted_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "20")
+    write_table(("step", "tokens"), [*ROWS, ("x" * 30, "1")], numbers={"tokens"})
+    lines = terminal.getvalue().splitlines()
+    assert len(lines) > 4
+    assert {len(line) for line in lines[1:]} == {20}
+    assert "\x1b[31m" not in terminal.getvalue()
 
 
 def test_a_result_on_a_terminal_is_rendered(monkeypatch: pytest.MonkeyPatch) -> None:

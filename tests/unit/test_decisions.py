@@ -35,7 +35,8 @@ def command(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "timeout_seconds": 300.0,
         "deadline": "2026-01-01T00:05:00+00:00",
         "not_before": None,
-        "remaining": {"tokens": 10, "cost_microdollars": None},
+        "remaining": {"tokens": 10, "cost_microdollars": None, "max_tokens": 90, "max_cost_microdollars": None},
+        "resumed": 2,
     } | changes
 
 
@@ -84,7 +85,8 @@ def test_a_step_is_dispatched_with_its_rendered_input() -> None:
         input={"plan": {"a": 1}, "brief": "On tea"},
         upstream={},
         deadline=datetime(2026, 1, 1, 0, 5, tzinfo=UTC),
-        remaining=Remaining(tokens=10),
+        remaining=Remaining(tokens=10, max_tokens=90),
+        resumed=2,
     )
 
 
@@ -345,6 +347,13 @@ def test_a_result_without_spawn_is_just_completed() -> None:
 
 def test_usage_is_reported_whole() -> None:
     assert spawned(completed())["usage"].keys() == Usage.model_fields.keys()
+
+
+def test_usage_by_model_is_reported_where_a_model_was_asked() -> None:
+    usage = Usage(model_calls=1, input_tokens=5, output_tokens=2, cost_microdollars=3)
+    made = spawned(completed().model_copy(update={"models": {"gemini-2.5-pro": usage}}))
+    assert made["models"] == {"gemini-2.5-pro": usage.model_dump()}
+    assert "models" not in spawned(completed())
 
 
 def test_spawned_steps_get_full_ids_and_keep_their_input_literal() -> None:

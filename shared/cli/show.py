@@ -1,0 +1,76 @@
+"""`agent-team show`: one workflow, its steps, and what they used."""
+
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.loop import run_async
+from shared.cli.session import session
+
+if TYPE_CHECKING:
+    from shared.config import Settings
+
+_STEP_HEADS = ("step", "agent", "status", "attempts", "tokens", "cost", "time")
+_MODEL_HEADS = ("model", "calls", "input tokens", "output tokens", "cost")
+
+
+def show(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+) -> None:
+    """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.output import write_json
+
+        document = run_async(_get(settings, id))
+        if as_json:
+            write_json(document)
+        else:
+            _tell(document)
+
+
+async def _get(settings: "Settings", id: str) -> dict[str, Any]:
+    from shared.cli.here import open_here
+    from shared.errors import InputError
+
+    if not id.isprintable() or len(id) > 100:
+        raise InputError("that is no workflow's id; give wf_ and 26 letters and digits")
+    async with open_here(settings) as live:
+        return await live.store.get(id)
+
+
+def _tell(document: dict[str, Any]) -> None:
+    from shared.cli.output import one_line, printable, write_table
+
+    typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
+    if document["error"] is not None:
+        typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
+    typer.echo("")
+    write_table(_STEP_HEADS, [_step(step) for step in document["steps"]], numbers=_STEP_HEADS[3:])
+    typer.echo("")
+    usages = [*sorted(document["models"].items()), ("total", document["usage"])]
+    write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])
+
+
+def _step(step: dict[str, Any]) -> tuple[str, ...]:
+    from shared.cli.output import dollars
+
+    usage = step["usage"]
+    tokens = usage["input_tokens"] + usage["output_tokens"]
+    what = (step["id"], step["agent"], step["status"], str(step["attempt"]))
+    return (*what, f"{tokens:,}", dollars(usage["cost_microdollars"]), _time(step["started_at"], step["finished_at"]))
+
+
+def _usage(name: str, usage: dict[str, int]) -> tuple[str, ...]:
+    from shared.cli.output import dollars
+
+    counts = (f"{usage[key]:,}" for key in ("model_calls", "input_tokens", "output_tokens"))
+    return (name, *counts, dollars(usage["cost_microdollars"]))
+
+
+def _time(started: str | None, finished: str | None) -> str:
+    if started is None or finished is None:
+        return "-"
+    return f"{(datetime.fromisoformat(finished) - datetime.fromisoformat(started)).total_seconds():.1f} s"
