@@ -122,7 +122,7 @@ class Runtime:
 
     @cached_property
     def tools(self) -> "Mapping[str, Tool]":
-        """The built-in tools that prompts may name; the store's documents only where there is a store, configured or this machine's."""
+        """The built-in tools that prompts may name; the store's documents only where a store is configured, or this machine's."""
         from shared.ai import builtin
 
         settings = self.settings
