@@ -106,12 +106,12 @@ HOSTILE = (
     "http://public.test#@127.0.0.1:{port}/", "http://public.test:80#@127.0.0.1:{port}/", "http://public.test\\@127.0.0.1:{port}/",
     "http://127.0.0.1:{port}\\@public.test/", "http:\\\\127.0.0.1:{port}\\", "http://public.test\t@127.0.0.1:{port}/",
     "ht\ntp://127.0.0.1:{port}/", "http://127.0.0.1\n:{port}/", "http://127.0.0.1:{port}/\r\nX: y", " http://127.0.0.1:{port}/",
-    "http://127.0.0.1:{port}/ ", "http://127.0.0.1:{port}/\x00", "http://127.0.0.1 :{port}/", "//127.0.0.1:{port}/", "127.0.0.1:{port}",
-    "http:127.0.0.1:{port}", "http:/127.0.0.1:{port}/", "http:///127.0.0.1:{port}/", "http://:{port}/", "http://", "",
+    "http://127.0.0.1:{port}/ ", "http://127.0.0.1:{port}/\x00", "http://127.0.0.1 :{port}/", "//127.0.0.1:{port}/",
+    "127.0.0.1:{port}", "http:127.0.0.1:{port}", "http:/127.0.0.1:{port}/", "http:///127.0.0.1:{port}/", "http://:{port}/", "http://", "",
     # Other schemes and ports
     "file:///etc/passwd", "file://127.0.0.1/etc/passwd", "gopher://127.0.0.1:{port}/_GET", "ftp://127.0.0.1:{port}/",
-    "data:text/plain,hello", "dict://127.0.0.1:{port}/", "ws://127.0.0.1:{port}/", "javascript:alert(1)", "unix:/var/run/docker.sock",
-    "http+unix://%2fvar%2frun%2fdocker.sock/", "http://93.184.216.34:22/", "http://93.184.216.34:8080/", "http://93.184.216.34:-80/",
+    "data:text/plain,hello", "dict://127.0.0.1:{port}/", "ws://127.0.0.1:{port}/", "javascript:alert(1)",
+    "unix:/var/run/docker.sock", "http+unix://%2fvar%2frun%2fdocker.sock/", "http://93.184.216.34:22/", "http://93.184.216.34:8080/", "http://93.184.216.34:-80/",
     "http://93.184.216.34:80000/", "http://93.184.216.34:0/", "http://93.184.216.34:x/",
     # Names that lead here
     "http://loopback.test:{port}/", "http://loopback6.test:{port}/", "http://mapped.test:{port}/", "http://mixed.test:{port}/",
@@ -358,8 +358,7 @@ async def test_a_call_that_is_cancelled_lets_go_of_the_server() -> None:
     async with site({}) as server:
         call = asyncio.ensure_future(get(f"http://public.test:{server.port}/", open_gate(server)))
         async with asyncio.timeout(10):
-            while not server.requests:
-                await asyncio.sleep(0)
+            await server.asked.wait()
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call

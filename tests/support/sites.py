@@ -27,6 +27,7 @@ class Site:
     port: int = 0
     connections: int = 0
     requests: list[str] = field(default_factory=list)
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def paths(self) -> list[str]:
@@ -37,6 +38,7 @@ class Site:
         try:
             request = (await reader.readuntil(b"\r\n\r\n")).decode()
             self.requests.append(request)
+            self.asked.set()
             answer = self.pages.get(request.split(" ")[1])
             if answer is None:
                 await reader.read()

@@ -78,8 +78,15 @@ async def _fetched(url: str, gate: Gate, tls: ssl.SSLContext) -> dict[str, Any]:
         except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, OSError) as exc:
             # What the network says may name an address of ours.
             raise InputError(f"the page cannot be fetched: {_said(exc)}") from exc
-        url = urljoin(url, location)
+        url = _joined(url, location)
     _refuse(f"it is redirected more than {MOST_REDIRECTS} times")
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        _refuse("it is redirected to what is no address")
 
 
 async def _read(response: httpcore.Response) -> dict[str, Any]:
