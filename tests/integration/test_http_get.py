@@ -107,11 +107,13 @@ HOSTILE = (
     "http://127.0.0.1:{port}\\@public.test/", "http:\\\\127.0.0.1:{port}\\", "http://public.test\t@127.0.0.1:{port}/",
     "ht\ntp://127.0.0.1:{port}/", "http://127.0.0.1\n:{port}/", "http://127.0.0.1:{port}/\r\nX: y", " http://127.0.0.1:{port}/",
     "http://127.0.0.1:{port}/ ", "http://127.0.0.1:{port}/\x00", "http://127.0.0.1 :{port}/", "//127.0.0.1:{port}/",
-    "127.0.0.1:{port}", "http:127.0.0.1:{port}", "http:/127.0.0.1:{port}/", "http:///127.0.0.1:{port}/", "http://:{port}/", "http://", "",
+    "127.0.0.1:{port}", "http:127.0.0.1:{port}", "http:/127.0.0.1:{port}/", "http:///127.0.0.1:{port}/", "http://:{port}/",
+    "http://", "",
     # Other schemes and ports
     "file:///etc/passwd", "file://127.0.0.1/etc/passwd", "gopher://127.0.0.1:{port}/_GET", "ftp://127.0.0.1:{port}/",
     "data:text/plain,hello", "dict://127.0.0.1:{port}/", "ws://127.0.0.1:{port}/", "javascript:alert(1)",
-    "unix:/var/run/docker.sock", "http+unix://%2fvar%2frun%2fdocker.sock/", "http://93.184.216.34:22/", "http://93.184.216.34:8080/", "http://93.184.216.34:-80/",
+    "unix:/var/run/docker.sock", "http+unix://%2fvar%2frun%2fdocker.sock/", "http://93.184.216.34:22/", "http://93.184.216.34:8080/",
+    "http://93.184.216.34:-80/",
     "http://93.184.216.34:80000/", "http://93.184.216.34:0/", "http://93.184.216.34:x/",
     # Names that lead here
     "http://loopback.test:{port}/", "http://loopback6.test:{port}/", "http://mapped.test:{port}/", "http://mixed.test:{port}/",
@@ -362,6 +364,8 @@ async def test_a_call_that_is_cancelled_lets_go_of_the_server() -> None:
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
+        async with asyncio.timeout(10):
+            await server.left.wait()
 
 
 # TLS

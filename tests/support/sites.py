@@ -28,6 +28,7 @@ class Site:
     connections: int = 0
     requests: list[str] = field(default_factory=list)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def paths(self) -> list[str]:
@@ -48,6 +49,7 @@ class Site:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self.left.set()
             writer.close()
 
 
