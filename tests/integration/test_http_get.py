@@ -140,6 +140,24 @@ async def test_the_same_server_is_reached_once_the_gate_is_open(host: str) -> No
         assert server.paths == ["/"]
 
 
+AMBIGUOUS = (
+    "http://user@public.test:{port}/", "http://user:password@public.test:{port}/", "http://@public.test:{port}/",
+    "http://127.0.0.1@public.test:{port}/", "http://public.test:{port}@public.test:{port}/", "http://public%2etest:{port}/",
+    "http://public.test\\:{port}/", "http:\\\\public.test:{port}/", "http://pub\tlic.test:{port}/", "http://public.test:{port}/\n",
+    "\nhttp://public.test:{port}/", "http://public.test:{port}/a b", "http://public.test:{port}/\x7f", "http://public.test:{port}/\xa0",
+    "http://public.test.:{port}/", "http://\uff50ublic.test:{port}/", "http://public\u3002test:{port}/", "http://127.1:{port}/",
+    "http://0x7f000001:{port}/", "http://127.0.0.1.:{port}/", "http://public.test:1{port}/", "http://public.test:0{port}0/",
+    "public.test:{port}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("url", AMBIGUOUS)
+async def test_an_address_that_parsers_could_read_in_two_ways_is_refused_wherever_it_leads(url: str) -> None:
+    async with site() as server:
+        await refusal(url.replace("{port}", str(server.port)), open_gate(server))
+        assert server.connections == 0
+
+
 @pytest.mark.parametrize(
     "host",
     ["127.0.0.1", "127.1", "2130706433", "0x7f.1", "0177.0.0.1", "localhost", "loopback.test", "mixed.test", "::1", "nothing.test"],

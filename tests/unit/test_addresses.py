@@ -62,6 +62,11 @@ def test_a_plain_address_is_taken_apart(url: str, host: str, port: int, target: 
     assert (parsed.host.decode(), parsed.port, parsed.target.decode()) == (host, port, target)
 
 
+def test_how_to_write_an_international_name_is_told() -> None:
+    with pytest.raises(InputError, match="write international names in their xn-- form"):
+        parse("https://m\u00fcnchen.de/")
+
+
 @given(st.text("htps:/@[]%.:#?\\ab1. \t\n\uff10\u3002-_", max_size=40).map("http".__add__) | st.text(max_size=30))
 def test_any_text_is_a_plain_address_or_refused_in_one_line(url: str) -> None:
     try:
