@@ -14,7 +14,7 @@ from shared.ai import CallKeys, Reply, Request, ToolCall, ToolContext, ToolLoop,
 from shared.ai.offline import OfflineModel
 from shared.ai.tools.results import LARGEST_BYTES, error_of, result_of
 from shared.clock import ManualClock
-from shared.errors import Cancelled, ConfigurationError, InputError, ModelUnavailable, Transient
+from shared.errors import Cancelled, ConfigurationError, InputError, ModelUnavailable, OutputEmpty, Transient
 from shared.messages import Usage
 
 SCHEMA = {"type": "object", "required": ["answer"], "properties": {"answer": {"type": "integer"}}, "additionalProperties": False}
@@ -133,6 +133,16 @@ async def test_an_answer_that_does_not_fit_is_asked_for_once_more_without_tools_
     assert last.prompt.startswith("Question?\n\nWhat tools gave")
     assert '<untrusted>\n{"call": "double", "arguments": {"number": 4}, "untrusted": 8}\n</untrusted>' in last.prompt
     assert '"error": "there is no such tool' in last.prompt
+
+
+@pytest.mark.parametrize("calls", [0, 1])
+async def test_a_model_that_says_nothing_is_asked_without_tools(calls: int) -> None:
+    desk = Desk(*[(call("double", number=4),)] * calls, OutputEmpty("nothing"), {"answer": 8})
+    reply = await desk.ask()
+    assert (reply.output, reply.usage.model_calls) == ({"answer": 8}, calls + 1)
+    last = desk.model.requests[-1]
+    assert (last.tools, last.turns) == ((), ())
+    assert ('"untrusted": 8' in last.prompt) == bool(calls)
 
 
 async def test_what_was_asked_goes_on_with_every_call_of_the_model() -> None:

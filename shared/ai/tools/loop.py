@@ -4,8 +4,8 @@ The model is asked in rounds: it calls, gets what the calls gave, and is asked a
 at most 8 calls, which run at the same time; there are at most 8 rounds, and fewer once they have used 8 times the tokens that one
 call without tools could use. What tools give is untrusted (see results.py), and the prompt says so.
 
-With tools a model cannot be held to a schema (`Request.tools`). It is told the schema, and its answer is read as JSON; if that does
-not fit, or if a bound was reached, it is asked once more without tools, with the schema, and with what the tools gave as text. A
+With tools a model cannot be held to a schema (`Request.tools`). It is told the schema, and its answer is read as JSON; if it is
+empty or does not fit, or if a bound was reached, it is asked once more without tools, with the schema, and with what the tools gave as text. A
 model that has no use for tools and answers by the schema at once, as the offline model does, is therefore asked once.
 """
 
@@ -28,7 +28,7 @@ from shared.ai.tools.declaring import Tool, ToolContext
 from shared.ai.tools.results import Result, error_of, result_of
 from shared.ai.untrusted import disarmed
 from shared.clock import Clock
-from shared.errors import AgentTeamError, Cancelled, ConfigurationError, OutputInvalid, Transient
+from shared.errors import AgentTeamError, Cancelled, ConfigurationError, OutputEmpty, OutputInvalid, Transient
 from shared.messages import Usage
 from shared.telemetry import describe_error
 
@@ -100,27 +100,30 @@ class ToolLoop:
         ends = self._clock.monotonic() + request.timeout_seconds
         turns, replies = await self._rounds(request, ends)
         usage = sum((reply.usage for reply in replies), Usage())
-        reply = replies[-1]
-        if not reply.calls:
+        if replies and not replies[-1].calls:
+            reply = replies[-1]
             try:
                 output = reply.output if request.schema is None else read_answer(reply.output, request.schema)
                 return replace(reply, output=output, usage=usage)
             except OutputInvalid:
                 _log.info("answer after tools does not fit its schema: it is asked for again", extra={"rounds": len(replies)})
         else:
-            _log.warning("tools were called for too long: the answer is asked for", extra={"rounds": len(replies)})
+            _log.warning("no answer after tools: it is asked for without them", extra={"rounds": len(replies)})
         reply = await self._ask(replace(request, prompt=request.prompt + _found(turns)), ends)
         return replace(reply, usage=usage + reply.usage)
 
     async def _rounds(self, request: Request, ends: float) -> tuple[list[Turn], list[Reply]]:
-        """What was called and given, and all that the model said; its last reply is its answer, unless a bound was reached."""
+        """What was called and given, and all that the model said; the last reply is its answer unless it holds calls."""
         prompt = f"{request.prompt}\n\n{_told(request.schema)}\n"
         asked = replace(request, prompt=prompt, tools=tuple(tool.declaration for tool in self._tools.values()))
         most_tokens = MOST_ROUNDS * tokens_at_most(request)
         turns: list[Turn] = []
         replies: list[Reply] = []
         while True:
-            reply = await self._ask(replace(asked, turns=tuple(turns)), ends)
+            try:
+                reply = await self._ask(replace(asked, turns=tuple(turns)), ends)
+            except OutputEmpty:  # with tools models say nothing now and then
+                return turns, replies
             replies.append(reply)
             used = sum(one.usage.tokens for one in replies)
             if not reply.calls or len(replies) == MOST_ROUNDS or used > most_tokens:
