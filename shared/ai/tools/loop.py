@@ -5,8 +5,8 @@ at most 8 calls, which run at the same time; there are at most 8 rounds, and few
 call without tools could use. What tools give is untrusted (see results.py), and the prompt says so.
 
 With tools a model cannot be held to a schema (`Request.tools`). It is told the schema, and its answer is read as JSON; if it is
-empty or does not fit, or if a bound was reached, it is asked once more without tools, with the schema, and with what the tools gave as text. A
-model that has no use for tools and answers by the schema at once, as the offline model does, is therefore asked once.
+empty or does not fit, or if a bound was reached, it is asked once more without tools, with the schema, and with what the tools gave
+as text. A model that has no use for tools and answers by the schema at once, as the offline model does, is therefore asked once.
 """
 
 import asyncio
