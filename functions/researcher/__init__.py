@@ -1,1 +1,1 @@
-"""Researcher: answers one question from the brief, with evidence, and says what the brief leaves open."""
+"""Researcher: answers one question from brief, documents and pages, with evidence, and says what they leave open."""

@@ -4,6 +4,7 @@
     version: 3                 # raised whenever the meaning of the prompt changes
     tier: default              # default or fast: which chain of models answers
     temperature: 0.2           # 0 to 1; null or absent leaves it to AI_TEMPERATURE
+    tools: [calculate]         # optional: built-in tools that the model may call (see shared.ai.tools)
     input: {type: object, …}   # optional: what an input must look like; anything else is an InputError
     output: {type: object, …}  # what the answer must look like (see shared.ai.schema); absent asks for plain text
     ---
@@ -17,6 +18,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,11 +26,12 @@ import orjson
 
 from shared import templates
 from shared.ai.schema import check_schema, problems
+from shared.ai.tools.builtin import NAMES
+from shared.ai.untrusted import disarmed
 from shared.errors import ConfigurationError, InputError
 
 TIERS = ("default", "fast")
-_FIELDS = ("version", "tier", "temperature", "input", "output")
-_MARK = re.compile(r"<(?=\s*/?\s*untrusted)", re.IGNORECASE)
+_FIELDS = ("version", "tier", "temperature", "tools", "input", "output")
 _BRACES = re.compile(r"\{\{.*?(?:\}\}|$)", re.DOTALL)
 
 
@@ -46,6 +49,8 @@ class Prompt:
     """Content hash of the file: two prompts with the same fingerprint are the same prompt."""
     input_schema: Mapping[str, Any] | None = None
     """What the values must look like; None takes anything that fills every place."""
+    tools: tuple[str, ...] = ()
+    """The built-in tools that the model may call."""
 
     def render(self, values: Any) -> str:
         """The text for the model: each `{{ input.name }}` replaced by `values["name"]`.
@@ -55,7 +60,7 @@ class Prompt:
         if self.input_schema is not None:
             for path, reason in problems(values, self.input_schema, "input"):
                 raise InputError(f"the agent's input does not fit: {path} {reason}")
-        rendered = templates.render(self.text, {"input": _disarmed(values)})
+        rendered = templates.render(self.text, {"input": disarmed(values)})
         return rendered if isinstance(rendered, str) else orjson.dumps(rendered).decode()
 
 
@@ -72,6 +77,9 @@ def load_prompt(path: Path) -> Prompt:
     for name, (holds, reason) in _RULES.items():
         if not holds(fields.get(name)):
             _refuse(path, lines.get(name, 1), reason)
+    for name in fields.get("tools") or ():
+        if name not in NAMES:
+            _refuse(path, lines["tools"], f"there is no tool {name!r}; {_suggestion(str(name))}")
     for name in ("input", "output"):
         if fields.get(name) is not None:
             try:
@@ -88,6 +96,7 @@ def load_prompt(path: Path) -> Prompt:
         text=text,
         fingerprint=hashlib.sha256(content).hexdigest(),
         input_schema=fields.get("input"),
+        tools=tuple(fields.get("tools") or ()),
     )
 
 
@@ -98,9 +107,18 @@ def _is_number(value: Any) -> bool:
 _RULES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "version": (lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 1, "version must be a whole number from 1"),
     "tier": (lambda v: v in TIERS, f"tier must be one of {', '.join(TIERS)}"),
+    "tools": (
+        lambda v: v is None or (isinstance(v, list) and all(isinstance(one, str) for one in v) and len(set(v)) == len(v)),
+        f"tools must be a list of different names, such as [{', '.join(NAMES)}]",
+    ),
     "temperature": (lambda v: v is None or (_is_number(v) and 0 <= v <= 1), "temperature must be a number from 0 to 1, or null"),
 }
 """Field of the front matter → what must hold, and what to say when it does not."""
+
+
+def _suggestion(name: str) -> str:
+    close = get_close_matches(name, NAMES, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"the tools are {', '.join(NAMES)}; pass your own to team.generate"
 
 
 def _parted(path: Path, content: str) -> tuple[str, str, int]:
@@ -154,17 +172,6 @@ def _check_places(path: Path, text: str, offset: int, input_schema: Mapping[str,
             _refuse(path, line, f"{braces[0]} looks up {parts[0]!r}; a prompt knows only input")
         if input_schema is not None and len(parts) > 1 and parts[1] not in input_schema.get("required", ()):
             _refuse(path, line, f"{braces[0]} may have no value: {parts[1]!r} is not required by input")
-
-
-def _disarmed(value: Any) -> Any:
-    """`value` with every mark that would open or close an untrusted part made harmless."""
-    if isinstance(value, str):
-        return _MARK.sub("&lt;", value)
-    if isinstance(value, Mapping):
-        return {_MARK.sub("&lt;", str(key)): _disarmed(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [_disarmed(one) for one in value]
-    return value
 
 
 def _refuse(path: Path, line: int, reason: str) -> NoReturn:

@@ -6,8 +6,11 @@ refused when the prompt is loaded: a keyword that nobody checks would be a promi
 """
 
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from shared.errors import ConfigurationError, OutputInvalid
 
@@ -32,6 +35,7 @@ _BOUNDS: Mapping[str, tuple[str, Callable[[Any], float], Callable[[float, float]
 }
 """Keyword → the type that it bounds, what is measured, the comparison, and what to say when it fails."""
 
+_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
 _KEYWORDS = {"type", "description", "enum", "properties", "required", "additionalProperties", "items", *_BOUNDS}
 
 
@@ -42,6 +46,21 @@ def check(value: Any, schema: Mapping[str, Any]) -> None:
     """
     for path, reason in problems(value, schema):
         raise OutputInvalid(f"the answer does not fit its schema: {path} {reason}")
+
+
+def read_answer(answer: Any, schema: Mapping[str, Any]) -> Any:
+    """The JSON that a model's `answer` is or, as text, holds: bare or between ``` fences. What is no text is taken as JSON.
+
+    Raises OutputInvalid when there is none, or when it does not fit `schema`.
+    """
+    if isinstance(answer, str):
+        fenced = _FENCED.fullmatch(answer.strip())
+        try:
+            answer = orjson.loads(answer if fenced is None else fenced[1])
+        except orjson.JSONDecodeError as exc:
+            raise OutputInvalid("the answer is not JSON") from exc
+    check(answer, schema)
+    return answer
 
 
 def problems(value: Any, schema: Mapping[str, Any], path: str = "$") -> Iterator[tuple[str, str]]:

@@ -99,7 +99,8 @@ async def _check_database(live: "Runtime", names: Sequence[str]) -> None:
     from shared.errors import ConfigurationError
     from shared.state import migrations
 
-    stateful = [name for name in names if "DATABASE_URL" in live.functions[name].secrets]
+    # An agent without the database lacks a tool, and works.
+    stateful = [name for name in names if "DATABASE_URL" in live.functions[name].secrets and not live.functions[name].is_agent]
     if stateful and live.settings.database_url is not None:
         await migrations.require(live.database_url)
     elif stateful and live.settings.supabase_url is None:

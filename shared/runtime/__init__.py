@@ -1,6 +1,6 @@
 """The agent contract, and what carries it: agents import this room and nothing else."""
 
-from shared.ai import Prompt
+from shared.ai import Prompt, ToolContext
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
 from shared.runtime.wiring import Runtime, runtime
@@ -14,6 +14,7 @@ __all__ = [
     "Runtime",
     "Task",
     "Team",
+    "ToolContext",
     "agent",
     "load",
     "on_http",

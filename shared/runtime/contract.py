@@ -1,7 +1,7 @@
 """The agent contract: `async def run(task: Task, team: Team) -> Result`."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
@@ -63,9 +63,11 @@ class Team(Protocol):
         *,
         values: Mapping[str, Any] | None = None,
         schema: Mapping[str, Any] | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
     ) -> Any:
         """Ask the model: a prompt (the agent's own unless given) rendered with `values` (the task's input unless given).
 
+        Beside the tools that the prompt names, the model may call `tools`: typed functions with a docstring (see shared.ai.tools).
         The answer is JSON that fits the prompt's schema, or `schema` where given. Raises what `Model.generate` raises, and
         BudgetExceeded when the workflow has nothing left to spend.
         """

@@ -89,10 +89,15 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         answer_prompt if run is None else run,
         prompt=load_prompt(prompt_file) if prompt_file.exists() else None,
         model=live.model,
-        settings=ModelSettings(temperature=live.settings.ai_temperature, max_tokens=live.settings.ai_max_tokens),
+        settings=ModelSettings(
+            temperature=live.settings.ai_temperature,
+            max_tokens=live.settings.ai_max_tokens,
+            tool_seconds=live.settings.default_tool_timeout_ms / 1000,
+        ),
         sender=live.sender(folder.name),
         clock=live.clock,
         longest_seconds=spec.timeout_seconds,
+        tools=live.tools,
     )
     return Pipeline(live.link, folder.name, work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)
 

@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from math import inf
+from types import MappingProxyType
 from typing import Any
 
 import orjson
 from pydantic import ValidationError
 
-from shared.ai import Model, Prompt, Request
+from shared.ai import CallKeys, Model, Prompt, Request, Tool, ToolLoop, declare
 from shared.bus import Message
 from shared.clock import Clock
 from shared.errors import (
@@ -43,6 +44,7 @@ from shared.telemetry import describe_error, metrics
 _log = logging.getLogger(__name__)
 _LONGEST_WAIT_SECONDS = 7 * 86_400.0
 _NOTHING = Usage()
+_NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,8 @@ class ModelSettings:
 
     temperature: float
     max_tokens: int
+    tool_seconds: float = 60.0
+    """The longest that a call of a tool may take."""
 
 
 class _Adapter(logging.LoggerAdapter[logging.Logger]):
@@ -65,7 +69,15 @@ class LiveTeam:
     """The team as one attempt sees it."""
 
     def __init__(
-        self, task: Task, *, model: Model, prompt: Prompt | None, settings: ModelSettings, clock: Clock, timeout_at: float
+        self,
+        task: Task,
+        *,
+        model: Model,
+        prompt: Prompt | None,
+        settings: ModelSettings,
+        clock: Clock,
+        timeout_at: float,
+        tools: Mapping[str, Tool] = _NO_TOOLS,
     ) -> None:
         self._task = task
         self._model = model
@@ -73,6 +85,8 @@ class LiveTeam:
         self._settings = settings
         self._clock = clock
         self._timeout_at = timeout_at
+        self._tools = tools
+        self._call_keys = CallKeys(f"{task.workflow}/{task.step}")
         self._usage = _NOTHING
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
@@ -97,13 +111,14 @@ class LiveTeam:
         *,
         values: Mapping[str, Any] | None = None,
         schema: Mapping[str, Any] | None = None,
+        tools: Sequence[Callable[..., Any]] = (),
     ) -> Any:
         used = self._prompt if prompt is None else prompt
         if used is None:
             raise ConfigurationError("this agent has no prompt.md beside its main.py; add one, or pass a prompt to team.generate")
         given = self._task.input if values is None else values
         self._check_budget(self._task.remaining)
-        reply = await self._model.generate(
+        reply = await self._model_with(used, tools).generate(
             Request(
                 prompt=used.render(given),
                 schema=used.schema if schema is None else schema,
@@ -112,10 +127,18 @@ class LiveTeam:
                 temperature=self._settings.temperature if used.temperature is None else used.temperature,
                 max_tokens=self._settings.max_tokens,
                 timeout_seconds=max(0.001, self._timeout_at - self._clock.monotonic()),
+                prompt_version=used.fingerprint,
             )
         )
         self._usage = self._usage + reply.usage
         return reply.output
+
+    def _model_with(self, prompt: Prompt, own: Sequence[Callable[..., Any]]) -> Model:
+        """The model, with the tools that `prompt` names, as far as they are offered here, and the agent's own."""
+        tools = [self._tools[name] for name in prompt.tools if name in self._tools] + [declare(function) for function in own]
+        if not tools:
+            return self._model
+        return ToolLoop(self._model, tools, keys=self._call_keys, call_seconds=self._settings.tool_seconds, clock=self._clock)
 
     def _check_budget(self, remaining: Remaining) -> None:
         if remaining.tokens is not None and self._usage.tokens >= remaining.tokens:
@@ -142,6 +165,7 @@ class AgentWork:
         sender: Sender,
         clock: Clock,
         longest_seconds: float = inf,
+        tools: Mapping[str, Tool] = _NO_TOOLS,
     ) -> None:
         self._name = name
         self._run = run
@@ -151,6 +175,7 @@ class AgentWork:
         self._sender = sender
         self._clock = clock
         self._longest_seconds = longest_seconds
+        self._tools = tools
 
     async def __call__(self, envelope: Envelope) -> Sequence[Message]:
         order = envelope.data
@@ -184,6 +209,7 @@ class AgentWork:
             settings=self._settings,
             clock=self._clock,
             timeout_at=started + seconds,
+            tools=self._tools,
         )
         reply: Payload
         try:

@@ -4,11 +4,11 @@ import logging
 import os
 import secrets
 import tempfile
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from shared.bus import Bus, open_bus
 from shared.clock import Clock, SystemClock
@@ -21,7 +21,7 @@ from shared.runtime.sender import Sender
 from shared.telemetry import configure_logging, redact_values
 
 if TYPE_CHECKING:
-    from shared.ai import Model
+    from shared.ai import Model, Tool
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import PushTokens
     from shared.runtime.spec import FunctionSpec
@@ -122,6 +122,21 @@ class Runtime:
             retries=settings.enable_retry_logic,
             cache=settings.enable_cache,
         )
+
+    @cached_property
+    def tools(self) -> "Mapping[str, Tool]":
+        """The built-in tools that prompts may name; the store's documents only where a store is configured, or this machine's."""
+        from shared.ai import builtin
+
+        settings = self.settings
+        stored = (
+            self.serves is None or "store" in self.__dict__ or not (settings.database_url is None and settings.supabase_url is None)
+        )
+        return builtin(search=self._search if stored else None)
+
+    async def _search(self, query: str, limit: int) -> "Sequence[Mapping[str, Any]]":
+        found: Sequence[Mapping[str, Any]] = await cast(Any, self.store).search_documents(query, limit)
+        return found
 
     @property
     def asked_models(self) -> tuple[str, ...]:

@@ -272,7 +272,8 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "timeout_seconds": 300,
         "concurrency": 8,
         "max_attempts": 5,
-        "secrets": ["COMM_HMAC_DEFAULT_SECRET", "GEMINI_API_KEY"],
+        # Whoever searches documents reaches the store.
+        "secrets": ["COMM_HMAC_DEFAULT_SECRET", *(["DATABASE_URL"] if agent == "researcher" else []), "GEMINI_API_KEY"],
     }
 
 

@@ -1,16 +1,20 @@
 """Entry points: each function is found by its name and is registered as functions-framework needs it; and what a runtime opens."""
 
 import ast
+import asyncio
 import importlib
 import inspect
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import cast
 
 import pytest
 from functions_framework import _function_registry as registry
 
+from shared.ai import Reply, Request, ToolCall, ToolContext
 from shared.bus import Outcome
 from shared.bus.memory import MemoryBus
 from shared.bus.pubsub import PubSubBus
@@ -19,7 +23,8 @@ from shared.config import load_settings
 from shared.errors import ConfigurationError, NotFound
 from shared.runtime import Runtime, load, runtime, wiring
 from shared.runtime.spec import FUNCTIONS, load_functions
-from tests.support.doubles import SECRET, RememberingBus, ScriptedModel, delivery
+from shared.state import WorkflowStore
+from tests.support.doubles import SECRET, RememberingBus, ScriptedModel, Stage, delivery, sender
 from tests.support.pushes import dispatch_for_writer
 
 SPECS = load_functions()
@@ -107,6 +112,56 @@ def test_a_runtime_opens_what_the_settings_say(tmp_path: Path) -> None:
     in_the_cloud = Runtime(load_settings({**home, "AGENT_BUS_PROVIDER": "pubsub", "GCP_PROJECT_ID": "p"})).bus
     assert isinstance(in_the_cloud, PubSubBus)
     assert in_the_cloud.project == "p"
+
+
+@pytest.mark.parametrize(
+    ("serves", "settings", "searches"),
+    [
+        (None, {}, True),  # the platform in one process has its own database
+        (("researcher",), {}, False),
+        (("researcher",), {"DATABASE_URL": "postgresql://nobody@nowhere/nothing"}, True),
+        (("researcher",), {"SUPABASE_URL": "https://nowhere.test", "SUPABASE_SERVICE_ROLE_KEY": "x" * 40}, True),
+    ],
+)
+def test_documents_can_be_searched_where_a_store_is_within_reach(
+    serves: tuple[str, ...] | None, settings: dict[str, str], searches: bool, tmp_path: Path
+) -> None:
+    live = Runtime(load_settings({"AGENT_TEAM_HOME": str(tmp_path), **settings}), serves=serves)
+    assert set(live.tools) == {"calculate", "http_get", *(["search_documents"] if searches else [])}
+    assert "store" not in live.__dict__, "it is opened by the first search"
+
+
+async def test_a_search_asks_the_store(tmp_path: Path) -> None:
+    class Store:
+        async def search_documents(self, query: str, limit: int) -> list[dict[str, object]]:
+            return [{"document": query, "position": limit, "text": "found"}]
+
+    live = Runtime(load_settings({"AGENT_TEAM_HOME": str(tmp_path)}), store=cast(WorkflowStore, Store()), serves=("researcher",))
+    call = live.tools["search_documents"].call({"query": "ferry", "limit": 3}, ToolContext("", live.clock.now(), live.clock))
+    assert await call == [{"document": "ferry", "position": 3, "text": "found"}]
+
+
+async def test_a_call_of_a_tool_takes_no_longer_than_the_settings_say(tmp_path: Path) -> None:
+    search = asyncio.Event()
+    answers = (ToolCall("search_documents", {"query": "ferry"}),)
+
+    class Store:
+        async def search_documents(self, query: str, limit: int) -> None:
+            await search.wait()
+
+    class Searching(ScriptedModel):
+        async def generate(self, request: Request) -> Reply:
+            reply = await super().generate(request)
+            return reply if request.turns else replace(reply, calls=answers)
+
+    model, bus, clock = Searching({"findings": [], "gaps": []}), RememberingBus(), ManualClock()
+    given = {"AGENT_TEAM_HOME": str(tmp_path), "COMM_HMAC_DEFAULT_SECRET": SECRET, "DEFAULT_TOOL_TIMEOUT_MS": "50"}
+    live = Runtime(load_settings(given), clock=clock, bus=bus, model=model, store=cast(WorkflowStore, Store()))
+    order = Stage(clock).order(agent="researcher", input={"question": "Why?", "brief": "Because."})
+    message = sender("orchestrator", clock).dispatch(order, cause="cause-1", traceparent=None)
+    handler = load("researcher").handlers(live)["agent-researcher"]
+    assert await handler(delivery(message, "researcher")) is Outcome.ACK
+    assert model.requests[1].turns[0].results == ({"error": "search_documents took longer than its 0.05 s"},)
 
 
 async def test_closing_frees_only_what_was_opened(tmp_path: Path) -> None:

@@ -64,6 +64,15 @@ def test_temperature_and_schema_may_be_left_out(tmp_path: Path) -> None:
     assert prompt.render({"name": "Ada", "more": 1}) == "Hello Ada\n"
 
 
+@pytest.mark.parametrize(
+    ("line", "tools"),
+    [("tools: [http_get, calculate]\n", ("http_get", "calculate")), ("tools: null\n", ()), ("tools: []\n", ()), ("", ())],
+)
+def test_a_prompt_may_name_tools(tmp_path: Path, line: str, tools: tuple[str, ...]) -> None:
+    content = GOOD.replace("temperature: 0.5\n", line)
+    assert load_prompt(write(tmp_path, content)).tools == tools
+
+
 def test_a_prompt_of_one_place_is_still_text() -> None:
     prompt = Prompt(version=1, tier="fast", temperature=None, schema=None, text="{{ input.items }}")
     assert prompt.render({"items": [1, "two"]}) == '[1,"two"]'
@@ -80,6 +89,15 @@ def test_a_prompt_of_one_place_is_still_text() -> None:
         ("tier: fast", "tier: quick", "3: tier must be one of default, fast"),
         ("temperature: 0.5", "temperature: 1.5", "4: temperature must be a number from 0 to 1"),
         ("temperature: 0.5", "temperature: warm", "4: temperature must be a number from 0 to 1"),
+        ("temperature: 0.5", "tools: [http_gte]", "4: there is no tool 'http_gte'; did you mean 'http_get'?"),
+        (
+            "temperature: 0.5",
+            "tools: [shell]",
+            "4: there is no tool 'shell'; the tools are calculate, http_get, search_documents",
+        ),
+        ("temperature: 0.5", "tools: calculate", "4: tools must be a list of different names"),
+        ("temperature: 0.5", "tools: [calculate, calculate]", "4: tools must be a list of different names"),
+        ("temperature: 0.5", "tools: [[calculate]]", "4: tools must be a list of different names"),
         ("temperature: 0.5", "temprature: 0.5", "4: 'temprature' is not a field"),
         ("temperature: 0.5", "tier: fast", "4: tier stands twice, first in line 3"),
         ("temperature: 0.5", "temperature: [", "6: is not YAML"),

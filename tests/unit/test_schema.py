@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ai.schema import check, check_schema, problems
+from shared.ai.schema import check, check_schema, problems, read_answer
 from shared.errors import ConfigurationError, OutputInvalid
 
 FINDINGS: dict[str, Any] = {
@@ -132,3 +132,29 @@ def test_any_json_is_judged_without_a_crash(value: Any) -> None:
     else:
         assert set(value) >= {"findings"}
         check(value, FINDINGS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "read"),
+    [
+        ('{"a": 1}', {"a": 1}),
+        (' \n{"a": 1} ', {"a": 1}),
+        ('```json\n{"a": 1}\n```', {"a": 1}),
+        ('\n``` JSON\n{"a":\n1}\n```\n', None),
+        ('```\n{"a": 1}\n  ```', {"a": 1}),
+        ({"a": 1}, {"a": 1}),
+        ('Here: {"a": 1}', None),
+        ('```json\n{"a": 1}\n``` and more', None),
+        ('{"a": "1"}', None),
+        ({"b": 1}, None),
+        ("", None),
+        ("```" * 50_000, None),
+    ],
+)
+def test_an_answer_is_read_as_json_bare_or_fenced(answer: Any, read: Any) -> None:
+    schema = {"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}
+    if read is None:
+        with pytest.raises(OutputInvalid):
+            read_answer(answer, schema)
+    else:
+        assert read_answer(answer, schema) == read

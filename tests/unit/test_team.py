@@ -2,13 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, TypeVar
 
 import pytest
 
-from shared.ai import Model, Prompt
+from shared.ai import Model, Prompt, Request, Tool, ToolCall, builtin
+from shared.ai import Reply as ModelReply
 from shared.bus import Message, Outcome
 from shared.errors import (
     BudgetExceeded,
@@ -20,7 +22,7 @@ from shared.errors import (
     RateLimited,
 )
 from shared.messages import Payload, Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
-from shared.runtime import Result, Run, Task, Team
+from shared.runtime import Result, Run, Task, Team, ToolContext
 from shared.runtime.pipeline import Pipeline
 from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
 from shared.telemetry import metrics
@@ -35,7 +37,13 @@ class Desk:
     """The writer at work, on a stage of its own."""
 
     def __init__(
-        self, run: Run = answer_prompt, *, model: Model | None = None, prompt: Prompt | None = PROMPT, max_bytes: int = 524_288
+        self,
+        run: Run = answer_prompt,
+        *,
+        model: Model | None = None,
+        prompt: Prompt | None = PROMPT,
+        max_bytes: int = 524_288,
+        tools: Mapping[str, Tool] | None = None,
     ) -> None:
         self.stage = Stage()
         self.model = ScriptedModel({"text": "the draft"}) if model is None else model
@@ -48,6 +56,7 @@ class Desk:
             sender=self.stage.sender("writer", max_bytes=max_bytes),
             clock=self.stage.clock,
             longest_seconds=300,
+            tools={} if tools is None else tools,
         )
 
     async def reply(self, kind: type[Reply], **changes: Any) -> Reply:
@@ -334,6 +343,63 @@ async def test_generate_takes_another_prompt_values_and_schema() -> None:
     assert isinstance(desk.model, ScriptedModel)
     (request,) = desk.model.requests
     assert (request.prompt, request.schema, request.temperature, request.material) == ("Say yes", {}, 0.2, {"word": "yes"})
+
+
+async def test_a_model_may_call_the_tools_that_the_prompt_names_and_the_agents_own() -> None:
+    asked: list[tuple[str, int]] = []
+    given: list[ToolContext] = []
+
+    async def found(query: str, limit: int) -> list[dict[str, Any]]:
+        asked.append((query, limit))
+        return [{"document": "log", "position": 1, "text": "The ferry was late."}]
+
+    async def look_out(context: ToolContext) -> str:
+        """Look out of the window."""
+        given.append(context)
+        return "fog"
+
+    async def run(task: Task, team: Team) -> Result:
+        return Result(await team.generate(tools=[look_out]))
+
+    class Curious(ScriptedModel):
+        async def generate(self, request: Request) -> ModelReply:
+            reply = await super().generate(request)
+            calls = (ToolCall("search_documents", {"query": "ferry"}), ToolCall("look_out", {}), ToolCall("http_get", {}))
+            return reply if request.turns else replace(reply, calls=calls)
+
+    model = Curious({"text": "late"})
+    prompt = replace(PROMPT, tools=("search_documents",), fingerprint="abc")
+    desk = Desk(run, model=model, prompt=prompt, tools=builtin(search=found))
+    reply = await desk.reply(StepCompleted)
+    assert reply.output == {"text": "late"}
+    assert reply.usage.model_calls == 2
+    assert asked == [("ferry", 5)]
+    assert given[0].idempotency_key.startswith(f"{WORKFLOW}/draft/")
+    assert given[0].deadline == desk.stage.clock.now() + timedelta(seconds=60)
+    first, second = model.requests
+    assert [tool.name for tool in first.tools] == ["search_documents", "look_out"]
+    assert first.prompt_version == second.prompt_version == "abc"
+    assert second.turns[0].results == (
+        {"untrusted": [{"document": "log", "position": 1, "text": "The ferry was late."}]},
+        {"untrusted": "fog"},
+        {"error": "there is no such tool; the tools are search_documents, look_out"},
+    )
+
+
+async def test_a_tool_that_is_not_offered_here_is_left_out() -> None:
+    desk = Desk(prompt=replace(PROMPT, tools=("search_documents",)), tools=builtin(search=None))
+    await desk.reply(StepCompleted)
+    assert isinstance(desk.model, ScriptedModel)
+    (request,) = desk.model.requests
+    assert (request.tools, request.prompt) == ((), "Brief: a very private brief")
+
+
+async def test_what_is_no_tool_fails_the_step_for_good() -> None:
+    async def run(task: Task, team: Team) -> Result:
+        return Result(await team.generate(tools=[lambda: 1]))
+
+    reply = await Desk(run).reply(StepFailed)
+    assert (reply.error.type, reply.permanent) == (ConfigurationError.__name__, True)
 
 
 async def test_an_input_that_is_no_object_is_material_too() -> None:
