@@ -35,7 +35,7 @@ _BOUNDS: Mapping[str, tuple[str, Callable[[Any], float], Callable[[float, float]
 }
 """Keyword → the type that it bounds, what is measured, the comparison, and what to say when it fails."""
 
-_FENCED = re.compile(r"```(?:json)?[ \t]*\n(.*)\n[ \t]*```", re.DOTALL | re.IGNORECASE)
+_FENCED = re.compile(r"```(?:json)?\s(.*)```", re.DOTALL | re.IGNORECASE)
 _KEYWORDS = {"type", "description", "enum", "properties", "required", "additionalProperties", "items", *_BOUNDS}
 
 

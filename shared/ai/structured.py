@@ -1,25 +1,21 @@
 """A model whose answers fit the schema that was asked for.
 
-The provider gives text; here it is read as JSON and checked. A fence (```json) and white space around the JSON are tolerated,
+The provider gives text; here it is read as JSON and checked. A fence and white space around the JSON are tolerated,
 nothing else. An answer that is of no use is asked for once more, with a word on what was wrong with it: the place and the rule,
 never the value. With tools the answer is text, as the request says.
 """
 
 import logging
-import re
 from dataclasses import replace
-from typing import Any, Final
-
-import orjson
+from typing import Final
 
 from shared.ai.base import Model, Reply, Request
-from shared.ai.schema import check
+from shared.ai.schema import read_answer
 from shared.clock import Clock
 from shared.errors import OutputEmpty, OutputInvalid, OutputTruncated
 from shared.messages import Usage
 
 _log = logging.getLogger(__name__)
-_FENCED: Final = re.compile(r"```json\s(.*)```", re.DOTALL)
 _LEAST_SECONDS: Final = 1.0
 """Below that no answer can be expected, and what is asked for is charged all the same."""
 
@@ -53,18 +49,7 @@ def _read(reply: Reply, request: Request) -> Reply:
     """The reply with its JSON in place of the text. Raises OutputInvalid."""
     if request.schema is None or request.tools:
         return reply
-    output = _parsed(reply)
-    check(output, request.schema)
-    return replace(reply, output=output)
-
-
-def _parsed(reply: Reply) -> Any:
-    text = str(reply.output).strip()
-    fenced = _FENCED.fullmatch(text)
-    try:
-        return orjson.loads(text if fenced is None else fenced[1])
-    except orjson.JSONDecodeError as error:
-        raise OutputInvalid(f"{reply.model} was asked for JSON and answered with something else") from error
+    return replace(reply, output=read_answer(str(reply.output), request.schema))
 
 
 def _complaint(request: Request, error: OutputInvalid) -> str:

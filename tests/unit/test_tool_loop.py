@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.ai import CallKeys, Reply, Request, ToolCall, ToolContext, ToolLoop, Turn, declare
+from shared.ai.limited import tokens_at_most
 from shared.ai.offline import OfflineModel
 from shared.ai.tools.results import LARGEST_BYTES, error_of, result_of
 from shared.clock import ManualClock
@@ -191,9 +193,10 @@ async def test_after_eight_rounds_the_answer_is_asked_for() -> None:
     assert desk.model.requests[-1].tools == ()
 
 
-@pytest.mark.parametrize(("tokens", "rounds"), [(813, 2), (812, 3), (300, 6)])
-async def test_rounds_that_use_too_many_tokens_are_the_last(tokens: int, rounds: int) -> None:
-    # 8 times (200 for the answer + 3 for the prompt) are 1,624 tokens.
+@pytest.mark.parametrize(("share", "rounds"), [(1 / 2, 3), (1 / 3, 4), (1 / 5, 6)])
+async def test_rounds_that_use_too_many_tokens_are_the_last(share: float, rounds: int) -> None:
+    most = 8 * tokens_at_most(Request(prompt="Question?", schema=SCHEMA, max_tokens=200))
+    tokens = math.floor(most * share)
     usage = Usage(model_calls=1, input_tokens=tokens - 5, output_tokens=5)
     desk = Desk((call("double", number=4),), usage=usage)
     desk.model._lines = (*[(call("double", number=4),)] * rounds, {"answer": 1})
