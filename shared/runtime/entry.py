@@ -92,6 +92,9 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         settings=ModelSettings(temperature=live.settings.ai_temperature, max_tokens=live.settings.ai_max_tokens),
         sender=live.sender(folder.name),
         clock=live.clock,
+        limiter=live.guards.limiter,
+        cancellations=live.cancellations,
+        progress=live.progress,
         longest_seconds=spec.timeout_seconds,
     )
     return Pipeline(live.link, folder.name, work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)

@@ -22,7 +22,7 @@ async def team(database: str, tmp_path: Path) -> AsyncIterator[Live]:
 
 def dispatcher(team: Live, *, max_bytes: int = 524_288) -> Dispatcher:
     sender = Stage(clock=team.clock).sender("orchestrator", max_bytes=max_bytes)
-    return Dispatcher(team.store, team.bus, sender, team.clock)
+    return Dispatcher(team.store, team.bus, sender, team.clock, team.runtime.cancellations)
 
 
 ONE = definition("- {id: draft, agent: writer, input: {}}", output="{{ steps.draft.output }}")

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from shared.ai import Model, Prompt
+from shared.ai import Model, Prompt, Reply, Request
 from shared.bus import Message, Outcome
 from shared.errors import (
     BudgetExceeded,
@@ -17,18 +17,19 @@ from shared.errors import (
     InputError,
     ModelRefused,
     ModelUnavailable,
+    OutputEmpty,
     RateLimited,
 )
-from shared.messages import Payload, Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
+from shared.messages import Payload, Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, Usage, WorkflowCancelled
 from shared.runtime import Result, Run, Task, Team
 from shared.runtime.pipeline import Pipeline
 from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
 from shared.telemetry import metrics
-from tests.support.doubles import WORKFLOW, ScriptedModel, Stage, delivery, signed
+from tests.support.doubles import WORKFLOW, PaidModel, ScriptedModel, Stage, delivery, signed
 
-PROMPT = Prompt(3, "fast", 0.7, {"type": "object"}, "Brief: {{ input.brief }}")
+PROMPT = Prompt(3, "fast", 0.7, {"type": "object"}, "Brief: {{ input.brief }}", "print of the file")
 DISPATCH = f"{WORKFLOW}/draft/1"
-Reply = TypeVar("Reply", bound=Payload)
+Answer = TypeVar("Answer", bound=Payload)
 
 
 class Desk:
@@ -43,14 +44,15 @@ class Desk:
             "writer",
             run,
             prompt=prompt,
-            model=self.model,
+            model=PaidModel(self.model),
             settings=ModelSettings(temperature=0.2, max_tokens=4096),
             sender=self.stage.sender("writer", max_bytes=max_bytes),
             clock=self.stage.clock,
             longest_seconds=300,
+            **self.stage.for_agents(),
         )
 
-    async def reply(self, kind: type[Reply], **changes: Any) -> Reply:
+    async def reply(self, kind: type[Answer], **changes: Any) -> Answer:
         """What the agent answers to a dispatch of the step, with `changes`."""
         (message,) = await self.messages(**changes)
         envelope = self.stage.opened(message)
@@ -91,12 +93,14 @@ async def test_an_agent_without_code_renders_its_prompt_and_returns_the_answer()
     assert (reply.workflow, reply.step, reply.attempt) == (WORKFLOW, "draft", 1)
     assert reply.output == {"text": "the draft"}
     assert reply.usage.model_dump() == {"model_calls": 1, "input_tokens": 10, "output_tokens": 5, "cost_microdollars": 7}
+    assert reply.models == {"scripted": reply.usage}
     assert isinstance(desk.model, ScriptedModel)
     (request,) = desk.model.requests
     assert request.prompt == "Brief: a very private brief"
     assert request.material == {"brief": "a very private brief"}
     assert (request.schema, request.tier, request.temperature, request.max_tokens) == ({"type": "object"}, "fast", 0.7, 4096)
     assert request.timeout_seconds == 300
+    assert (request.prompt_version, request.on_text) == ("print of the file", None)
 
 
 @pytest.mark.parametrize(
@@ -300,14 +304,17 @@ async def test_usage_adds_up_over_calls() -> None:
     [
         (Remaining(), 3),
         (Remaining(tokens=1000, cost_microdollars=1000), 3),
-        (Remaining(tokens=0), 0),
-        (Remaining(tokens=15), 1),
-        (Remaining(tokens=16), 2),
-        (Remaining(cost_microdollars=6), 1),
-        (Remaining(cost_microdollars=7), 2),
+        (Remaining(tokens=14), 0),
+        (Remaining(tokens=29), 1),
+        (Remaining(tokens=30), 2),
+        (Remaining(cost_microdollars=14), 0),
+        (Remaining(cost_microdollars=21), 1),
+        (Remaining(cost_microdollars=22), 2),
+        (Remaining(max_tokens=30), 2),
+        (Remaining(max_cost_microdollars=22), 2),
     ],
 )
-async def test_generate_refuses_when_the_budget_is_used_up(remaining: Remaining, calls: int) -> None:
+async def test_generate_refuses_a_call_that_the_budget_may_not_cover(remaining: Remaining, calls: int) -> None:
     async def run(task: Task, team: Team) -> Result:
         for _ in range(3):
             await team.generate()
@@ -321,6 +328,27 @@ async def test_generate_refuses_when_the_budget_is_used_up(remaining: Remaining,
         assert (reply.error.type, reply.permanent) == (BudgetExceeded.__name__, True)
     assert isinstance(desk.model, ScriptedModel)
     assert len(desk.model.requests) == calls
+
+
+async def test_attempts_of_one_workflow_share_its_budget() -> None:
+    desk = Desk()
+    limits = Remaining(tokens=30, max_tokens=30)
+    await desk.reply(StepCompleted, remaining=limits)
+    await desk.reply(StepCompleted, attempt=2, remaining=limits)
+    assert (await desk.reply(StepFailed, attempt=3, remaining=limits)).error.type == "BudgetExceeded"
+
+
+async def test_a_failed_call_that_was_paid_for_is_in_the_failure_by_model() -> None:
+    class Useless:
+        async def generate(self, request: Request) -> Reply:
+            return Reply(
+                "", "scripted", Usage(model_calls=1, input_tokens=9, cost_microdollars=3), problem=OutputEmpty("no answer")
+            )
+
+    reply = await Desk(model=Useless()).reply(StepFailed)
+    assert reply.error.type == "OutputEmpty"
+    assert reply.usage == Usage(model_calls=1, input_tokens=9, cost_microdollars=3)
+    assert reply.models == {"scripted": reply.usage}
 
 
 async def test_generate_takes_another_prompt_values_and_schema() -> None:
