@@ -86,10 +86,9 @@ async def test_a_call_of_which_nothing_is_heard_counts_as_spent(guards_rig: Guar
 async def test_who_is_refused_by_one_limit_has_taken_nothing_of_the_other(
     guards_rig: GuardsRig, tokens: int, cost: int, refusing: str
 ) -> None:
-    limits = {"max_tokens": 100, "max_cost_microdollars": 100}
-    await account(guards_rig, **limits).hold(tokens=40, cost_microdollars=40)
+    await account(guards_rig, max_tokens=100, max_cost_microdollars=100).hold(tokens=40, cost_microdollars=40)
     with pytest.raises(BudgetExceeded, match=refusing):
-        await account(guards_rig, **limits).hold(tokens=tokens, cost_microdollars=cost)
+        await account(guards_rig, max_tokens=100, max_cost_microdollars=100).hold(tokens=tokens, cost_microdollars=cost)
     assert [await left(guards_rig, TOKENS, 100), await left(guards_rig, COST, 100)] == [60, 60]
 
 

@@ -4,12 +4,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from shared.ai import Model, Prompt, Reply, Request
-from shared.bus import Message, Outcome
+from shared.ai import Prompt, Reply, Request
+from shared.bus import Outcome
 from shared.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -20,71 +20,13 @@ from shared.errors import (
     OutputEmpty,
     RateLimited,
 )
-from shared.messages import Payload, Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, Usage, WorkflowCancelled
+from shared.messages import Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, Usage, WorkflowCancelled
 from shared.runtime import Result, Run, Task, Team
 from shared.runtime.pipeline import Pipeline
-from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
+from shared.runtime.team import answer_prompt
 from shared.telemetry import metrics
-from tests.support.doubles import WORKFLOW, PaidModel, ScriptedModel, Stage, delivery, signed
-
-PROMPT = Prompt(3, "fast", 0.7, {"type": "object"}, "Brief: {{ input.brief }}", "print of the file")
-DISPATCH = f"{WORKFLOW}/draft/1"
-Answer = TypeVar("Answer", bound=Payload)
-
-
-class Desk:
-    """The writer at work, on a stage of its own."""
-
-    def __init__(
-        self, run: Run = answer_prompt, *, model: Model | None = None, prompt: Prompt | None = PROMPT, max_bytes: int = 524_288
-    ) -> None:
-        self.stage = Stage()
-        self.model = ScriptedModel({"text": "the draft"}) if model is None else model
-        self.work = AgentWork(
-            "writer",
-            run,
-            prompt=prompt,
-            model=PaidModel(self.model),
-            settings=ModelSettings(temperature=0.2, max_tokens=4096),
-            sender=self.stage.sender("writer", max_bytes=max_bytes),
-            clock=self.stage.clock,
-            longest_seconds=300,
-            **self.stage.for_agents(),
-        )
-
-    async def reply(self, kind: type[Answer], **changes: Any) -> Answer:
-        """What the agent answers to a dispatch of the step, with `changes`."""
-        (message,) = await self.messages(**changes)
-        envelope = self.stage.opened(message)
-        assert message.topic == "workflow-events"
-        assert (envelope.subject, envelope.correlationid) == (f"{WORKFLOW}/draft", WORKFLOW)
-        assert isinstance(envelope.data, kind), envelope.data
-        return envelope.data
-
-    async def messages(self, **changes: Any) -> list[Message]:
-        dispatched = self.stage.dispatched(**changes)
-        opened = self.stage.opened(Message(dispatched.topic, dispatched.data, dispatched.attributes))
-        return list(await self.work(opened))
-
-    async def reply_id(self, **changes: Any) -> str:
-        (message,) = await self.messages(**changes)
-        envelope = self.stage.opened(message)
-        assert envelope.causationid is not None
-        return envelope.id
-
-
-def raising(error: BaseException) -> Run:
-    async def run(task: Task, team: Team) -> Result:
-        raise error
-
-    return run
-
-
-def returning(result: Any) -> Run:
-    async def run(task: Task, team: Team) -> Result:
-        return result  # type: ignore[no-any-return]
-
-    return run
+from tests.support.desk import Desk, raising, returning
+from tests.support.doubles import WORKFLOW, ScriptedModel, delivery, signed
 
 
 async def test_an_agent_without_code_renders_its_prompt_and_returns_the_answer() -> None:
