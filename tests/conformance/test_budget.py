@@ -74,6 +74,14 @@ async def test_a_call_that_is_given_back_has_cost_nothing(guards_rig: GuardsRig)
     assert one.usage == Usage()
 
 
+async def test_who_was_refused_may_hold_what_is_left(guards_rig: GuardsRig) -> None:
+    await account(guards_rig, max_tokens=100, tokens=100).hold(tokens=10, cost_microdollars=0)
+    one = account(guards_rig, max_tokens=100, tokens=100)
+    with pytest.raises(BudgetExceeded):
+        await one.hold(tokens=95, cost_microdollars=0)
+    await one.hold(tokens=90, cost_microdollars=0)
+
+
 async def test_a_call_of_which_nothing_is_heard_counts_as_spent(guards_rig: GuardsRig) -> None:
     await account(guards_rig, max_tokens=100).hold(tokens=70, cost_microdollars=0)
     with pytest.raises(BudgetExceeded):

@@ -25,7 +25,7 @@ from shared.messages import WorkflowRequested
 from shared.runtime import Runtime
 from shared.state import WorkflowStore
 from tests.support.doubles import WORKFLOW
-from tests.support.live import Live, completed, definition, live, start, until
+from tests.support.live import Live, completed, definition, failed, live, start, until
 from tests.support.reports import brief, platform
 
 REPORT = WorkflowRequested(workflow="report", input={"brief": brief(0)})
@@ -274,6 +274,33 @@ async def test_whoever_goes_away_frees_everything_and_leaves_the_others_alone(te
             await team.clock.advance(0.25)
             assert [event.name for event in await stays.rest()] == ["end"]
         await until(lambda: gateway.watched == 0 and not looking())
+
+
+async def test_a_resumed_workflow_is_looked_at_anew_beside_those_who_still_read_its_end(team: Live) -> None:
+    dispatcher, watches = team.runtime.dispatcher("tests"), watching.Watches(team.runtime)
+    await dispatcher.apply([start(PAIR)])
+    async with watches.watching(WORKFLOW) as first:
+        await dispatcher.apply([failed("a", permanent=True, error={"type": "DeadLettered", "message": "no delivery succeeded"})])
+        await team.clock.advance(0.25)
+        await until(lambda: first.ended)
+        await dispatcher.apply([{"type": "step.redriven", "workflow": WORKFLOW, "step": "a", "attempt": 1}])
+        async with watches.watching(WORKFLOW) as second, watches.watching(WORKFLOW) as third:
+            assert second is third
+            assert not second.ended
+    assert len(watches) == 0
+
+
+async def test_what_a_step_wrote_is_gone_with_its_attempt(team: Live) -> None:
+    dispatcher, watches = team.runtime.dispatcher("tests"), watching.Watches(team.runtime)
+    await dispatcher.apply([start(PAIR)])
+    await team.runtime.progress.write(WORKFLOW, "a", 1, "the draft")
+    async with watches.watching(WORKFLOW) as watch:
+        await team.clock.advance(0.25)
+        await until(lambda: "a" in watch.progress)
+        await dispatcher.apply([failed("a", retry_after_seconds=60)])
+        await until(lambda: team.clock.sleepers == 3)
+        await team.clock.advance(0.25)
+        await until(lambda: not watch.progress)
 
 
 class Typist:
