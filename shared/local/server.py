@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime, load
@@ -64,9 +64,10 @@ def create_app(live: Runtime) -> ASGIApp:
 
 
 async def serve(app: ASGIApp, listening: socket.socket, *, on_started: Callable[[], None]) -> None:
-    """Answer requests until cancelled; those in progress then get 3 s to end."""
+    """Answer requests until cancelled; those in progress then get 3 s to end, and streams without end are cut off."""
+    ending = asyncio.Event()
     config = uvicorn.Config(
-        app,
+        _CutOff(app, ending),
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -75,7 +76,7 @@ async def serve(app: ASGIApp, listening: socket.socket, *, on_started: Callable[
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    await _Server(config, on_started).serve_until_cancelled(listening)
+    await _Server(config, on_started, ending).serve_until_cancelled(listening)
 
 
 class _AtItsRoot:
@@ -88,12 +89,51 @@ class _AtItsRoot:
         await self._app({**scope, "path": "/", "raw_path": b"/", "root_path": ""}, receive, send)
 
 
+class _CutOff:
+    """`app`, which once the server is `ending` hears of every client whose request it has read that it went away."""
+
+    def __init__(self, app: ASGIApp, ending: asyncio.Event) -> None:
+        self._app = app
+        self._ending = ending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_read = is_open = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        async def receive_or_end() -> Message:
+            nonlocal is_read
+            if not is_read:
+                message = await receive()
+                is_read = not message.get("more_body", False)
+                return message
+            waiting = {asyncio.ensure_future(receive()), asyncio.ensure_future(self._ended())}
+            try:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in waiting:
+                    one.cancel()
+            return done.pop().result()
+
+        await self._app(scope, receive_or_end, send_and_note)
+        if is_open:  # it gave up, and its client is still there
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _ended(self) -> Message:
+        await self._ending.wait()
+        return {"type": "http.disconnect"}
+
+
 class _Server(uvicorn.Server):
     """Ends when its task is cancelled: signals belong to the command line."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], ending: asyncio.Event) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._ending = ending
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -109,5 +149,6 @@ class _Server(uvicorn.Server):
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             self.should_exit = True
+            self._ending.set()
             await serving
             raise

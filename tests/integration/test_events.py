@@ -388,3 +388,18 @@ async def test_the_stream_is_documented(team: Live) -> None:
     assert list(operation["responses"]["200"]["content"]) == ["text/event-stream"]
     assert {"400", "404", "422"} <= set(operation["responses"])
     assert {one["name"] for one in operation["parameters"]} == {"id", "after", "last-event-id"}
+
+
+async def test_a_server_that_ends_cuts_off_its_open_streams_without_a_word(team: Live, caplog: pytest.LogCaptureFixture) -> None:
+    await team.runtime.dispatcher("tests").apply([start(PAIR)])
+    async with AsyncExitStack() as still_open:
+        async with serving(team.runtime) as gateway:
+            browser = await still_open.enter_async_context(httpx.AsyncClient(base_url=gateway.client.base_url, timeout=10))
+            stream = await still_open.enter_async_context(Gateway(gateway.app, browser).events(WORKFLOW))
+            await stream.soon()
+            began = time.monotonic()
+            await gateway.client.aclose()
+        assert time.monotonic() - began < 2.5  # and not only once the server's patience is at its end
+        assert "end" not in [event.name for event in await stream.rest()]
+        assert gateway.watched == 0
+        assert [record.name for record in caplog.records if record.name.startswith("uvicorn")] == []
