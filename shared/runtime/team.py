@@ -9,35 +9,15 @@ from functools import partial
 from math import inf
 from typing import Any
 
-import orjson
-from pydantic import ValidationError
-
 from shared.ai import Model, Prompt, Request
 from shared.ai.budget import WorkflowAccount
 from shared.bus import Message
 from shared.clock import Clock
-from shared.errors import (
-    AgentTeamError,
-    Cancelled,
-    ConfigurationError,
-    EnvelopeRejected,
-    OutputInvalid,
-    Permanent,
-    RateLimited,
-    Transient,
-)
+from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, Transient
 from shared.guards import RateLimiter
 from shared.ids import dispatch_id, reply_id
-from shared.messages import (
-    Envelope,
-    ErrorInfo,
-    Payload,
-    StepCompleted,
-    StepDeferred,
-    StepDispatched,
-    StepFailed,
-    Usage,
-)
+from shared.messages import Envelope, Payload, StepDispatched, Usage
+from shared.runtime.answers import completed, unfinished
 from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.progress import Progress
@@ -45,7 +25,6 @@ from shared.runtime.sender import WORKFLOW_EVENTS, Sender
 from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT_SECONDS = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,10 +194,10 @@ class AgentWork:
         )
         reply: Payload
         try:
-            reply = _completed(order, await self._in_time(order, task, team, seconds), account)
+            reply = completed(order, await self._in_time(order, task, team, seconds), account)
             message = self._sealed(order, reply, "completed", envelope)
         except Exception as error:
-            outcome, reply = _unfinished(order, error, account, self._clock)
+            outcome, reply = unfinished(order, error, account, self._clock)
             self._note(order, started, error, outcome)
             return self._sealed(order, reply, outcome, envelope)
         finally:
@@ -278,49 +257,3 @@ class AgentWork:
 async def answer_prompt(task: Task, team: Team) -> Result:
     """The agent that needs no code: render the prompt with the input, return the model's answer."""
     return Result(output=await team.generate())
-
-
-def _completed(order: StepDispatched, result: Result, account: WorkflowAccount) -> StepCompleted:
-    if not isinstance(result, Result):
-        raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
-    try:
-        orjson.dumps(result.output)
-        return StepCompleted(
-            workflow=order.workflow,
-            step=order.step,
-            attempt=order.attempt,
-            output=result.output,
-            usage=account.usage,
-            models=account.models,
-            spawn=result.spawn,
-            join=result.join,
-        )
-    except TypeError as error:
-        raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OutputInvalid(f"agent {order.agent} returned a Result whose {place} is wrong ({first['type']})") from None
-
-
-def _unfinished(order: StepDispatched, error: Exception, account: WorkflowAccount, clock: Clock) -> tuple[str, Payload]:
-    about: dict[str, Any] = {
-        "workflow": order.workflow,
-        "step": order.step,
-        "attempt": order.attempt,
-        "usage": account.usage,
-        "models": account.models,
-    }
-    retry_after = _bounded(error.retry_after_seconds) if isinstance(error, Transient) else None
-    if isinstance(error, RateLimited) and retry_after is not None:
-        not_before = clock.now() + timedelta(seconds=retry_after)
-        return "deferred", StepDeferred(**about, deferrals=order.deferrals, not_before=not_before)
-    # What an unknown exception says may be a payload or a secret; its class says enough to look it up in the log.
-    known = isinstance(error, AgentTeamError)
-    info = ErrorInfo(type=type(error).__name__[:100], message=(str(error) if known else "unexpected error; see the log")[:2000])
-    return "failed", StepFailed(**about, error=info, permanent=isinstance(error, Permanent), retry_after_seconds=retry_after)
-
-
-def _bounded(seconds: float | None) -> float | None:
-    # It may be what a server said, and whatever that was, the step's failure must be told.
-    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)

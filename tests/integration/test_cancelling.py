@@ -14,7 +14,6 @@ from shared.ai.offline import OfflineModel
 from shared.bus.memory import MemoryBus
 from shared.local import Platform
 from shared.messages import WorkflowRequested
-from tests.support.doubles import PaidModel
 from tests.support.live import until
 from tests.support.reports import brief, platform
 from tests.support.servers import redis_server
@@ -33,7 +32,7 @@ class HangingModel:
     async def generate(self, request: Request) -> Reply:
         self.asked += 1
         if self.asked == 1:
-            return await PaidModel(OfflineModel()).generate(request)
+            return await OfflineModel().generate(request)
         self.hanging += 1
         try:
             await asyncio.Event().wait()

@@ -22,7 +22,7 @@ from shared.local.home import Home
 from shared.messages import Budget, Remaining, WorkflowRequested
 from shared.runtime import Runtime
 from shared.state import WorkflowStore
-from tests.support.doubles import CountingModel, PaidModel
+from tests.support.doubles import CountingModel
 from tests.support.live import until
 from tests.support.reports import brief, database_home, outputs, platform, write_reports
 
@@ -135,7 +135,7 @@ class OneAnswer(Gate):
         if self.asked:
             return await super().generate(request)
         self.asked += 1
-        return await PaidModel(OfflineModel()).generate(request)
+        return await OfflineModel().generate(request)
 
 
 async def test_a_restart_does_not_give_a_budget_anew(database: str, tmp_path: Path) -> None:
