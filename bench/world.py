@@ -116,6 +116,9 @@ async def join_noop(runtime: Runtime, *, starts: list[float]) -> None:
         settings=ModelSettings(temperature=0, max_tokens=1),
         sender=runtime.sender("noop"),
         clock=runtime.clock,
+        limiter=runtime.guards.limiter,
+        cancellations=runtime.cancellations,
+        progress=runtime.progress,
         longest_seconds=spec.timeout_seconds,
     )
     agent = Pipeline(runtime.link, "noop", work, longest_seconds=spec.ack_deadline_seconds, keeps_reply=True)

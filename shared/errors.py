@@ -19,6 +19,7 @@
     │       └── OutputTruncated      the answer was cut off at its limit of tokens
     └── Transient                    trying again later may help; may say when
         ├── RateLimited              a quota is used up for now
+        │   └── ShareUsed            this instance's share of it, which is all that it may take while the guards' store is down
         ├── CircuitOpen              a breaker refuses calls for now
         ├── BusUnavailable           the message bus
         ├── StoreUnavailable         the database or the guards' store
@@ -121,6 +122,10 @@ class Transient(AgentTeamError):
 
 class RateLimited(Transient):
     """A quota is used up for now."""
+
+
+class ShareUsed(RateLimited):
+    """While the guards' store is down an instance takes its share of a quota: that is used up for now, the quota perhaps not."""
 
 
 class CircuitOpen(Transient):

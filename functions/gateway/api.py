@@ -11,9 +11,11 @@ from starlette.responses import Response
 
 from functions.gateway.dead_letters import dead_letters
 from functions.gateway.edge import BodyLimit, Edge
+from functions.gateway.events import events
 from functions.gateway.models import Health, Ready
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
+from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime
@@ -49,8 +51,10 @@ def create_app(live: Runtime) -> FastAPI:
         middleware=[Middleware(Edge), Middleware(BodyLimit, max_bytes=live.settings.max_payload_bytes)],
     )
     app.state.live = live
+    app.state.watches = Watches(live)
     handle_errors(app)
     app.include_router(workflows)
+    app.include_router(events)
     app.include_router(dead_letters)
     _add_platform_routes(app, live)
     _show_problems_as_such(app)

@@ -28,11 +28,11 @@ from shared.runtime.requests import request_event
 from shared.telemetry import TraceContext, use_trace
 
 _log = logging.getLogger(__name__)
-_PATH = "/v1/workflows"
+PATH = "/v1/workflows"
 _ID = TypeAdapter[str](WorkflowId)
-_MAX_SEQ = 2**31 - 1
+MAX_SEQ = 2**31 - 1
 
-workflows = APIRouter(prefix=_PATH, tags=["workflows"], route_class=StrictRoute)
+workflows = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute)
 
 
 async def _live(request: Request) -> Runtime:
@@ -111,7 +111,7 @@ async def show_workflow(live: Live, id: Id) -> Response:
 async def show_history(
     live: Live,
     id: Id,
-    after: Annotated[int, Query(ge=0, le=_MAX_SEQ, description="The `seq` of the last entry that is known.")] = 0,
+    after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="The `seq` of the last entry that is known.")] = 0,
     limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
 ) -> Response:
     """What happened to a workflow, the oldest first."""
@@ -140,7 +140,7 @@ async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Res
 
 
 def _accepted(id: str, status: str) -> Response:
-    path = f"{_PATH}/{id}"
+    path = f"{PATH}/{id}"
     return _json({"id": id, "status": status, "links": {"self": path, "history": f"{path}/history"}}, 202, {"location": path})
 
 

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Final, TypeVar
 
 from shared.clock import Clock
-from shared.errors import AgentTeamError, ConfigurationError, StoreUnavailable
+from shared.errors import AgentTeamError, ConfigurationError, RateLimited, ShareUsed, StoreUnavailable
 from shared.guards import policy
 from shared.guards.base import Breaker, Cache, Claim, Guards, Idempotency, RateLimiter, Window
 from shared.guards.memory import MemoryRateLimiter
@@ -96,7 +96,7 @@ class ClosedIdempotency:
 
 
 class ShareLimiter:
-    """Rate limits of which this instance takes one share of `instances` while the store is down.
+    """Rate limits of which this instance takes one share of `instances` while the store is down; what it refuses then is ShareUsed.
 
     With more instances than that the fleet exceeds the limit, with fewer it stays below it. A share begins full, so that at the
     moment of the change one more burst, and one more of each window, than the limit allows may pass. A cost above the share of a
@@ -130,9 +130,12 @@ class ShareLimiter:
                 )
         shares = [replace(window, limit=max(window.limit / self._instances, window.cost)) for window in windows]
         rate, burst = rate / self._instances, burst / self._instances
-        return await self._share.reserve(
-            bucket, rate=rate, burst=burst, cost=cost, windows=shares, max_wait_seconds=max_wait_seconds
-        )
+        try:
+            return await self._share.reserve(
+                bucket, rate=rate, burst=burst, cost=cost, windows=shares, max_wait_seconds=max_wait_seconds
+            )
+        except RateLimited as error:
+            raise ShareUsed(str(error), retry_after_seconds=error.retry_after_seconds) from error
 
     async def settle(self, bucket: str, *, window: str, cost: float, age_seconds: float) -> None:
         if self._watch.may_ask():

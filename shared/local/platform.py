@@ -10,11 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+from shared.ai.budget import seed
 from shared.config import Settings
 from shared.errors import ConfigurationError, Conflict
 from shared.ids import workflow_id
 from shared.local.home import Home
-from shared.messages import WorkflowRequested
+from shared.messages import Remaining, Usage, WorkflowRequested
 from shared.runtime import Runtime
 from shared.runtime.dispatcher import Dispatcher
 from shared.runtime.joining import join, tune_collector
@@ -95,17 +96,30 @@ async def _running(live: Runtime) -> AsyncIterator[Platform]:
     try:
         await prepare_database(live)
         await join(live, live.functions)
-        left_over = [one["id"] for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
+        left_over = [one for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
+        await _restore_budgets(live, left_over)
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
         tune_collector()
         sweeping = asyncio.create_task(_sweep(live))
         try:
-            yield Platform(live, left_over)
+            yield Platform(live, [one["id"] for one in left_over])
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
     finally:
         await _close(live)
+
+
+async def _restore_budgets(live: Runtime, workflows: list[dict[str, Any]]) -> None:
+    """What these workflows have spent is known to the state, and no longer to guards that live in the memory of a process."""
+    if live.settings.guards_backend != "memory":
+        return
+    for head in workflows:
+        spent = Usage(**head["usage"])
+        if spent != Usage():
+            budget = (await live.store.get(head["id"]))["budget"]
+            limits = Remaining(max_tokens=budget["max_tokens"], max_cost_microdollars=budget["max_cost_microdollars"])
+            await seed(live.guards.limiter, workflow=head["id"], limits=limits, spent=spent)
 
 
 async def _close(live: Runtime) -> None:

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime, load
@@ -66,9 +66,13 @@ def create_app(live: Runtime) -> ASGIApp:
 async def serve(
     app: ASGIApp, listening: socket.socket, *, on_started: Callable[[], None], protocol: type[asyncio.Protocol] | None = None
 ) -> None:
-    """Answer requests until cancelled; those in progress then get 3 s to end. `protocol` reads them in uvicorn's stead."""
+    """Answer requests until cancelled; those in progress then get 3 s to end, and streams without end are cut off.
+
+    `protocol` reads the requests in uvicorn's stead.
+    """
+    ending = asyncio.Event()
     config = uvicorn.Config(
-        app,
+        _CutOff(app, ending),
         http="auto" if protocol is None else protocol,
         log_config=None,
         access_log=False,
@@ -78,7 +82,7 @@ async def serve(
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
-    await _Server(config, on_started).serve_until_cancelled(listening)
+    await _Server(config, on_started, ending).serve_until_cancelled(listening)
 
 
 class _AtItsRoot:
@@ -91,12 +95,51 @@ class _AtItsRoot:
         await self._app({**scope, "path": "/", "raw_path": b"/", "root_path": ""}, receive, send)
 
 
+class _CutOff:
+    """`app`, which once the server is `ending` hears of every client whose request it has read that it went away."""
+
+    def __init__(self, app: ASGIApp, ending: asyncio.Event) -> None:
+        self._app = app
+        self._ending = ending
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_read = is_open = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_open
+            is_open = message["type"] == "http.response.start" or message.get("more_body", False)
+            await send(message)
+
+        async def receive_or_end() -> Message:
+            nonlocal is_read
+            if not is_read:
+                message = await receive()
+                is_read = not message.get("more_body", False)
+                return message
+            waiting = {asyncio.ensure_future(receive()), asyncio.ensure_future(self._ended())}
+            try:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for one in waiting:
+                    one.cancel()
+            return done.pop().result()
+
+        await self._app(scope, receive_or_end, send_and_note)
+        if is_open:  # it gave up, and its client is still there
+            await send({"type": "http.response.body", "body": b""})
+
+    async def _ended(self) -> Message:
+        await self._ending.wait()
+        return {"type": "http.disconnect"}
+
+
 class _Server(uvicorn.Server):
     """Ends when its task is cancelled: signals belong to the command line."""
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None], ending: asyncio.Event) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._ending = ending
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -112,5 +155,6 @@ class _Server(uvicorn.Server):
             await asyncio.shield(serving)
         except asyncio.CancelledError:
             self.should_exit = True
+            self._ending.set()
             await serving
             raise

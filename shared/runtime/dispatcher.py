@@ -9,6 +9,7 @@ from shared.bus import Bus, Message
 from shared.clock import Clock
 from shared.errors import AgentTeamError
 from shared.messages import ErrorInfo, StepDispatched, Usage, WorkflowFinished
+from shared.runtime.cancellation import Cancellations
 from shared.runtime.sender import Sender
 from shared.state import Command, Event, WorkflowStore
 from shared.telemetry import metrics
@@ -22,11 +23,12 @@ _COUNTERS = {"SUCCESS": "workflow.succeeded", "FAILED": "workflow.failed", "CANC
 class Dispatcher:
     """Events in, messages out: advances the state until nothing is left to decide, and publishes what came of it."""
 
-    def __init__(self, store: WorkflowStore, bus: Bus, sender: Sender, clock: Clock) -> None:
+    def __init__(self, store: WorkflowStore, bus: Bus, sender: Sender, clock: Clock, cancellations: Cancellations) -> None:
         self._store = store
         self._bus = bus
         self._sender = sender
         self._clock = clock
+        self._cancellations = cancellations
 
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
         """Apply `events`, publish what they lead to, and return the answers that are for the caller.
@@ -56,6 +58,8 @@ class Dispatcher:
                     case "render":
                         decided.append(render_output(command))
                     case "finished":
+                        if command["status"] != "SUCCESS":  # else nobody is at work for it any more
+                            await self._cancellations.mark(command["workflow"], resumed=command["resumed"])
                         messages.append(self._finished(command, cause, traceparent))
                     case kind:
                         if kind == "accepted" and command["created"]:

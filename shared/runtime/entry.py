@@ -96,6 +96,9 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         ),
         sender=live.sender(folder.name),
         clock=live.clock,
+        limiter=live.guards.limiter,
+        cancellations=live.cancellations,
+        progress=live.progress,
         longest_seconds=spec.timeout_seconds,
         tools=live.tools,
     )

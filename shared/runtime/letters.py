@@ -40,6 +40,7 @@ _CAUSES = {
     "ModelUnavailable": "model",
     "CircuitOpen": "model",
     "RateLimited": "quota",
+    "ShareUsed": "quota",
     "ConfigurationError": "configuration",
 }
 

@@ -2,48 +2,30 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from math import inf
 from types import MappingProxyType
 from typing import Any
 
-import orjson
-from pydantic import ValidationError
-
 from shared.ai import CallKeys, Model, Prompt, Request, Tool, ToolLoop, declare
+from shared.ai.budget import WorkflowAccount
 from shared.bus import Message
 from shared.clock import Clock
-from shared.errors import (
-    AgentTeamError,
-    BudgetExceeded,
-    ConfigurationError,
-    EnvelopeRejected,
-    OutputInvalid,
-    Permanent,
-    RateLimited,
-    Transient,
-)
+from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, Transient
+from shared.guards import RateLimiter
 from shared.ids import dispatch_id, reply_id
-from shared.messages import (
-    Envelope,
-    ErrorInfo,
-    Payload,
-    Remaining,
-    StepCompleted,
-    StepDeferred,
-    StepDispatched,
-    StepFailed,
-    Usage,
-)
+from shared.messages import Envelope, Payload, StepDispatched, Usage
+from shared.runtime.answers import completed, unfinished
+from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
+from shared.runtime.progress import Progress
 from shared.runtime.sender import WORKFLOW_EVENTS, Sender
 from shared.telemetry import describe_error, metrics
 
 _log = logging.getLogger(__name__)
-_LONGEST_WAIT_SECONDS = 7 * 86_400.0
-_NOTHING = Usage()
 _NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
 
 
@@ -77,6 +59,9 @@ class LiveTeam:
         settings: ModelSettings,
         clock: Clock,
         timeout_at: float,
+        account: WorkflowAccount,
+        before_call: Callable[[], Awaitable[None]],
+        progress: Progress,
         tools: Mapping[str, Tool] = _NO_TOOLS,
     ) -> None:
         self._task = task
@@ -85,9 +70,12 @@ class LiveTeam:
         self._settings = settings
         self._clock = clock
         self._timeout_at = timeout_at
+        self._account = account
+        self._before_call = before_call
+        self._progress = progress
+        self._writer = progress.writer(task.workflow, task.step, task.attempt)
         self._tools = tools
         self._call_keys = CallKeys(f"{task.workflow}/{task.step}")
-        self._usage = _NOTHING
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
 
     @property
@@ -103,7 +91,7 @@ class LiveTeam:
 
     @property
     def usage(self) -> Usage:
-        return self._usage
+        return self._account.usage
 
     async def generate(
         self,
@@ -117,10 +105,12 @@ class LiveTeam:
         if used is None:
             raise ConfigurationError("this agent has no prompt.md beside its main.py; add one, or pass a prompt to team.generate")
         given = self._task.input if values is None else values
-        self._check_budget(self._task.remaining)
+        rendered = used.render(given)
+        await self._before_call()
+        watched = await self._progress.watched(self._task.workflow)
         reply = await self._model_with(used, tools).generate(
             Request(
-                prompt=used.render(given),
+                prompt=rendered,
                 schema=used.schema if schema is None else schema,
                 material=given if isinstance(given, Mapping) else {"input": given},
                 tier=used.tier,
@@ -128,9 +118,10 @@ class LiveTeam:
                 max_tokens=self._settings.max_tokens,
                 timeout_seconds=max(0.001, self._timeout_at - self._clock.monotonic()),
                 prompt_version=used.fingerprint,
+                account=self._account,
+                on_text=self._writer.say if watched else None,
             )
         )
-        self._usage = self._usage + reply.usage
         return reply.output
 
     def _model_with(self, prompt: Prompt, own: Sequence[Callable[..., Any]]) -> Model:
@@ -138,13 +129,18 @@ class LiveTeam:
         tools = [self._tools[name] for name in prompt.tools if name in self._tools] + [declare(function) for function in own]
         if not tools:
             return self._model
-        return ToolLoop(self._model, tools, keys=self._call_keys, call_seconds=self._settings.tool_seconds, clock=self._clock)
+        return ToolLoop(
+            self._model,
+            tools,
+            keys=self._call_keys,
+            call_seconds=self._settings.tool_seconds,
+            clock=self._clock,
+            before_call=self._before_call,
+        )
 
-    def _check_budget(self, remaining: Remaining) -> None:
-        if remaining.tokens is not None and self._usage.tokens >= remaining.tokens:
-            raise BudgetExceeded("the workflow has no tokens left; raise max_tokens of its budget")
-        if remaining.cost_microdollars is not None and self._usage.cost_microdollars > remaining.cost_microdollars:
-            raise BudgetExceeded("the workflow has no money left; raise max_cost_usd of its budget")
+    def end(self) -> None:
+        """The attempt is over: there is nothing more to show."""
+        self._writer.end()
 
 
 class AgentWork:
@@ -164,6 +160,9 @@ class AgentWork:
         settings: ModelSettings,
         sender: Sender,
         clock: Clock,
+        limiter: RateLimiter,
+        cancellations: Cancellations,
+        progress: Progress,
         longest_seconds: float = inf,
         tools: Mapping[str, Tool] = _NO_TOOLS,
     ) -> None:
@@ -174,6 +173,9 @@ class AgentWork:
         self._settings = settings
         self._sender = sender
         self._clock = clock
+        self._limiter = limiter
+        self._cancellations = cancellations
+        self._progress = progress
         self._longest_seconds = longest_seconds
         self._tools = tools
 
@@ -202,6 +204,7 @@ class AgentWork:
 
     async def _attempt(self, order: StepDispatched, task: Task, envelope: Envelope, seconds: float) -> Message:
         started = self._clock.monotonic()
+        account = WorkflowAccount(self._limiter, self._clock, workflow=order.workflow, remaining=order.remaining)
         team = LiveTeam(
             task,
             model=self._model,
@@ -209,27 +212,38 @@ class AgentWork:
             settings=self._settings,
             clock=self._clock,
             timeout_at=started + seconds,
+            account=account,
+            before_call=partial(self._cancellations.check, order.workflow, resumed=order.resumed),
+            progress=self._progress,
             tools=self._tools,
         )
         reply: Payload
         try:
-            try:
-                async with asyncio.timeout(seconds) as limit:
-                    result = await self._run(task, team)
-            except TimeoutError as error:
-                if not limit.expired():  # something inside the agent gave up, with time left
-                    raise
-                raise Transient(
-                    f"the agent took longer than its {seconds:g} s; raise timeout_seconds of the step, or of the function"
-                ) from error
-            reply = _completed(order, result, team.usage)
+            reply = completed(order, await self._in_time(order, task, team, seconds), account)
             message = self._sealed(order, reply, "completed", envelope)
         except Exception as error:
-            outcome, reply = _unfinished(order, error, team.usage, self._clock)
+            outcome, reply = unfinished(order, error, account, self._clock)
             self._note(order, started, error, outcome)
             return self._sealed(order, reply, outcome, envelope)
+        finally:
+            team.end()
         self._note(order, started, None, "completed")
         return message
+
+    async def _in_time(self, order: StepDispatched, task: Task, team: Team, seconds: float) -> Result:
+        """What the agent gives. Raises Cancelled when the workflow ended meanwhile, and Transient when it took too long."""
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                with self._cancellations.watching(order.workflow, resumed=order.resumed, limit=limit) as attempt:
+                    return await self._run(task, team)
+        except Exception as error:
+            if attempt.stopped:
+                raise cancelled() from error
+            if not isinstance(error, TimeoutError) or not limit.expired():  # something inside the agent gave up, with time left
+                raise
+            raise Transient(
+                f"the agent took longer than its {seconds:g} s; raise timeout_seconds of the step, or of the function"
+            ) from error
 
     def _sealed(self, order: StepDispatched, reply: Payload, outcome: str, envelope: Envelope) -> Message:
         return self._sender.message(
@@ -258,6 +272,8 @@ class AgentWork:
         elif outcome == "deferred":
             metrics.count("step.deferred")
             _log.warning("step deferred: %s", error, extra=fields)
+        elif isinstance(error, Cancelled):
+            _log.info("step cancelled", extra={**fields, "status": "cancelled"})
         else:
             metrics.count("task.failure", task=self._name, error=type(error).__name__)
             _log.error("step failed", extra={**fields, "error": describe_error(error)})
@@ -266,42 +282,3 @@ class AgentWork:
 async def answer_prompt(task: Task, team: Team) -> Result:
     """The agent that needs no code: render the prompt with the input, return the model's answer."""
     return Result(output=await team.generate())
-
-
-def _completed(order: StepDispatched, result: Result, usage: Usage) -> StepCompleted:
-    if not isinstance(result, Result):
-        raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
-    try:
-        orjson.dumps(result.output)
-        return StepCompleted(
-            workflow=order.workflow,
-            step=order.step,
-            attempt=order.attempt,
-            output=result.output,
-            usage=usage,
-            spawn=result.spawn,
-            join=result.join,
-        )
-    except TypeError as error:
-        raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise OutputInvalid(f"agent {order.agent} returned a Result whose {place} is wrong ({first['type']})") from None
-
-
-def _unfinished(order: StepDispatched, error: Exception, usage: Usage, clock: Clock) -> tuple[str, Payload]:
-    about: dict[str, Any] = {"workflow": order.workflow, "step": order.step, "attempt": order.attempt, "usage": usage}
-    retry_after = _bounded(error.retry_after_seconds) if isinstance(error, Transient) else None
-    if isinstance(error, RateLimited) and retry_after is not None:
-        not_before = clock.now() + timedelta(seconds=retry_after)
-        return "deferred", StepDeferred(**about, deferrals=order.deferrals, not_before=not_before)
-    # What an unknown exception says may be a payload or a secret; its class says enough to look it up in the log.
-    known = isinstance(error, AgentTeamError)
-    info = ErrorInfo(type=type(error).__name__[:100], message=(str(error) if known else "unexpected error; see the log")[:2000])
-    return "failed", StepFailed(**about, error=info, permanent=isinstance(error, Permanent), retry_after_seconds=retry_after)
-
-
-def _bounded(seconds: float | None) -> float | None:
-    # It may be what a server said, and whatever that was, the step's failure must be told.
-    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)

@@ -16,7 +16,9 @@ from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.guards import Guards, open_guards
 from shared.messages import KeyRing
+from shared.runtime.cancellation import Cancellations
 from shared.runtime.pipeline import Link
+from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
 from shared.telemetry import configure_logging, redact_values
 
@@ -200,7 +202,17 @@ class Runtime:
         """The door to the state, for `function`."""
         from shared.runtime.dispatcher import Dispatcher
 
-        return Dispatcher(self.store, self.bus, self.sender(function), self.clock)
+        return Dispatcher(self.store, self.bus, self.sender(function), self.clock, self.cancellations)
+
+    @cached_property
+    def cancellations(self) -> Cancellations:
+        """What stops the work for workflows that have ended."""
+        return Cancellations(self.guards.cache, self.clock, ttl_seconds=self.settings.comm_idempotency_ttl_sec)
+
+    @cached_property
+    def progress(self) -> Progress:
+        """What running steps have written so far."""
+        return Progress(self.guards.cache, self.clock)
 
     @property
     def _redis_url(self) -> str | None:

@@ -1,14 +1,18 @@
 """The dispatcher over the real state: it decides until nothing is left to decide, and publishes what came of it."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from shared.bus import Handler, Message, Subscription
+from shared.errors import Cancelled, StoreUnavailable
 from shared.messages import StepDispatched
+from shared.runtime.cancellation import Cancellations
 from shared.runtime.dispatcher import Dispatcher
+from shared.state import Event
 from shared.telemetry import metrics
 from tests.support.doubles import WORKFLOW, Stage
 from tests.support.live import Live, completed, definition, failed, live, start, until
@@ -22,7 +26,7 @@ async def team(database: str, tmp_path: Path) -> AsyncIterator[Live]:
 
 def dispatcher(team: Live, *, max_bytes: int = 524_288) -> Dispatcher:
     sender = Stage(clock=team.clock).sender("orchestrator", max_bytes=max_bytes)
-    return Dispatcher(team.store, team.bus, sender, team.clock)
+    return Dispatcher(team.store, team.bus, sender, team.clock, team.runtime.cancellations)
 
 
 ONE = definition("- {id: draft, agent: writer, input: {}}", output="{{ steps.draft.output }}")
@@ -228,3 +232,70 @@ async def test_what_is_decided_can_be_published_by_the_caller(team: Live) -> Non
     assert [answer["type"] for answer in answers] == ["accepted"]
     assert [message.topic for message in messages] == ["agent-writer", "agent-critic"]
     assert team.bus.published == []
+
+
+class Witness:
+    """A bus that looks, whenever something is published, whether the workflow's end is marked by then."""
+
+    def __init__(self, team: Live) -> None:
+        self._team = team
+        self.marked: list[bool] = []
+
+    async def publish(self, messages: Sequence[Message]) -> None:
+        try:
+            await self._team.runtime.cancellations.check(WORKFLOW, resumed=0)
+        except Cancelled:
+            self.marked.append(True)
+        else:
+            self.marked.append(False)
+
+    async def subscribe(self, subscription: Subscription, handler: Handler) -> None:
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("end", "marked"),
+    [
+        (completed("draft"), False),
+        (failed("draft", permanent=True), True),
+        ({"type": "workflow.cancelled", "workflow": WORKFLOW, "reason": ""}, True),
+    ],
+)
+async def test_an_end_that_leaves_work_undone_is_marked_before_it_is_told(team: Live, end: Event, marked: bool) -> None:
+    witness = Witness(team)
+    sender = Stage(clock=team.clock).sender("orchestrator")
+    door = Dispatcher(team.store, witness, sender, team.clock, team.runtime.cancellations)
+    await door.apply([start(ONE)])
+    await door.apply([end])
+    assert witness.marked == [False, marked]
+
+
+async def test_attempts_that_a_resumed_workflow_dispatches_go_on_until_it_ends_again(team: Live) -> None:
+    door, cancellations = dispatcher(team), team.runtime.cancellations
+    await door.apply([start(ONE)])
+    await door.apply([failed("draft", permanent=True, error={"type": "DeadLettered", "message": "no delivery succeeded"})])
+    await door.apply([{"type": "step.redriven", "workflow": WORKFLOW, "step": "draft", "attempt": 1}])
+    with pytest.raises(Cancelled):
+        await cancellations.check(WORKFLOW, resumed=0)
+    await cancellations.check(WORKFLOW, resumed=1)
+    await door.apply([failed("draft", attempt=2, permanent=True)])
+    with pytest.raises(Cancelled):
+        await cancellations.check(WORKFLOW, resumed=1)
+
+
+async def test_a_mark_that_cannot_be_made_does_not_keep_an_end_from_being_told(team: Live) -> None:
+    class BrokenCache:
+        async def get(self, key: str) -> bytes | None:
+            raise StoreUnavailable("gone")
+
+        async def put(self, key: str, value: bytes, *, ttl_seconds: float) -> None:
+            raise StoreUnavailable("gone")
+
+    cancellations = Cancellations(BrokenCache(), team.clock, ttl_seconds=60)
+    door = Dispatcher(team.store, team.bus, Stage(clock=team.clock).sender("orchestrator"), team.clock, cancellations)
+    await door.apply([start(ONE)])
+    await door.apply([failed("draft", permanent=True)])
+    assert [one.status for one in team.finished()] == ["FAILED"]

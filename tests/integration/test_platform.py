@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from shared.ai import Reply, Request
+from shared.ai.budget import WorkflowAccount
 from shared.ai.offline import OfflineModel
 from shared.bus import Message
 from shared.bus.memory import MemoryBus
 from shared.clock import SystemClock
 from shared.config import load_settings
-from shared.errors import ConfigurationError, Conflict, InputError, NotFound
+from shared.errors import BudgetExceeded, ConfigurationError, Conflict, InputError, NotFound
 from shared.local import Platform, open_platform
 from shared.local.home import Home
-from shared.messages import WorkflowRequested
+from shared.messages import Budget, Remaining, WorkflowRequested
 from shared.runtime import Runtime
 from shared.state import WorkflowStore
 from tests.support.doubles import CountingModel
@@ -125,6 +126,33 @@ async def test_unfinished_steps_start_again_at_once_under_the_same_attempt(datab
         assert entries[-1]["type"] == "workflow.succeeded"
         ended = await second.runtime.store.get(workflow)
     assert {step["attempt"] for step in ended["steps"]} == {1}
+
+
+class OneAnswer(Gate):
+    """The first call is answered and paid for; all others wait for the gate to open."""
+
+    async def generate(self, request: Request) -> Reply:
+        if self.asked:
+            return await super().generate(request)
+        self.asked += 1
+        return await OfflineModel().generate(request)
+
+
+async def test_a_restart_does_not_give_a_budget_anew(database: str, tmp_path: Path) -> None:
+    model, budget = OneAnswer(), Budget(max_tokens=100_000, max_cost_usd=1)
+    async with platform(database, tmp_path, model=model, bus=MemoryBus(SystemClock(), grace_seconds=0)) as first:
+        workflow = await first.submit(REPORT.model_copy(update={"budget": budget}))
+        await until(lambda: model.asked > 1)
+    async with platform(database, tmp_path, model=Gate(), bus=MemoryBus(SystemClock(), grace_seconds=0)) as second:
+        runtime = second.runtime
+        spent = (await runtime.store.get(workflow))["usage"]
+        tokens = spent["input_tokens"] + spent["output_tokens"]
+        assert tokens > 0
+        limits = Remaining(max_tokens=100_000, max_cost_microdollars=1_000_000)
+        account = WorkflowAccount(runtime.guards.limiter, runtime.clock, workflow=workflow, remaining=limits)
+        with pytest.raises(BudgetExceeded):
+            await account.hold(tokens=100_000 - tokens + 1, cost_microdollars=0)
+        await account.hold(tokens=100_000 - tokens, cost_microdollars=1_000_000)
 
 
 async def test_queued_workflows_go_on_too(database: str, tmp_path: Path) -> None:

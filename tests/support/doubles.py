@@ -12,7 +12,9 @@ from shared.clock import Clock, ManualClock
 from shared.errors import BudgetExceeded
 from shared.guards import Claim, Guards, Idempotency, open_guards
 from shared.messages import Envelope, KeyRing, Payload, StepDispatched, Usage, open_envelope, seal
+from shared.runtime.cancellation import Cancellations
 from shared.runtime.pipeline import Link
+from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
 
 SECRET = "the secret of the tests, long enough for anybody"
@@ -95,6 +97,25 @@ class Purse:
     def _take(self, tokens: int, cost_microdollars: int) -> None:
         self.tokens_left -= tokens
         self.cost_left -= cost_microdollars
+
+
+class PaidModel:
+    """`model`, whose calls are paid for: `hold` tokens and as many microdollars are set aside, and what was used is settled."""
+
+    def __init__(self, model: Model, *, hold: int = 15, name: str = "scripted") -> None:
+        self._model = model
+        self._hold = hold
+        self._name = name
+
+    async def generate(self, request: Request) -> Reply:
+        account = request.account
+        assert account is not None
+        hold = await account.hold(tokens=self._hold, cost_microdollars=self._hold)
+        reply = await self._model.generate(request)
+        await account.settle(hold, model=self._name, usage=reply.usage)
+        if reply.problem is not None:
+            raise reply.problem
+        return reply
 
 
 class CountingModel:
@@ -206,6 +227,15 @@ class Stage:
             "ttl_seconds": TTL_SECONDS,
         }
         return Link(**(values | changes))
+
+    def for_agents(self) -> dict[str, Any]:
+        """What the work of an agent takes of the guards."""
+        cache = self.guards.cache
+        return {
+            "limiter": self.guards.limiter,
+            "cancellations": Cancellations(cache, self.clock, ttl_seconds=TTL_SECONDS),
+            "progress": Progress(cache, self.clock),
+        }
 
     def sender(self, function: str, *, max_bytes: int = MAX_BYTES) -> Sender:
         return sender(function, self.clock, max_bytes=max_bytes)

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from shared.ai.budget import WorkflowAccount
 from shared.clock import ManualClock
-from shared.errors import CircuitOpen, ConfigurationError, RateLimited, StoreUnavailable
+from shared.errors import CircuitOpen, ConfigurationError, RateLimited, ShareUsed, StoreUnavailable
 from shared.guards import Guards, New, Window, open_guards
 from shared.guards.fallback import with_fallbacks
+from shared.messages import Remaining
 from shared.telemetry import metrics
 
 ERRORS = [StoreUnavailable("the store is gone"), ConfigurationError("the store refuses the password")]
@@ -100,7 +102,7 @@ async def test_the_limiter_keeps_to_its_share(store: Store, guards: Guards, cloc
     store.error = error
 
     assert [await reserve(guards) for _ in range(4)] == [0, 0, pytest.approx(1), pytest.approx(2)]
-    with pytest.raises(RateLimited):
+    with pytest.raises(ShareUsed):
         await reserve(guards, max_wait=2)
     await clock.advance(10)
     assert await reserve(guards, max_wait=0) == 0
@@ -256,3 +258,16 @@ async def test_closing_the_guards_closes_the_store(store: Store, guards: Guards)
     await open_guards("memory", ManualClock()).close()
 
     assert store.closed
+
+
+async def test_a_workflow_is_not_failed_for_good_by_what_only_the_share_of_its_budget_refuses(
+    store: Store, guards: Guards, clock: ManualClock
+) -> None:
+    account = WorkflowAccount(guards.limiter, clock, workflow="w", remaining=Remaining(max_tokens=1000, tokens=1000))
+    store.error = ERRORS[0]
+    await account.hold(tokens=100, cost_microdollars=0)
+    with pytest.raises(StoreUnavailable, match="share of the workflow's budget"):
+        await account.hold(tokens=1, cost_microdollars=0)
+    store.error = None
+    await clock.advance(1)
+    await account.hold(tokens=900, cost_microdollars=0)

@@ -174,6 +174,7 @@ async def test_a_step_whose_wait_is_long_is_deferred_until_then(inner: ScriptedM
         settings=ModelSettings(temperature=0.2, max_tokens=100),
         sender=stage.sender("writer"),
         clock=stage.clock,
+        **stage.for_agents(),
     )
     await model.generate(REQUEST)
     dispatch = stage.sender("orchestrator").dispatch(stage.order(), cause="cause-1", traceparent=None)

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.ai import Reply, Request, check
+from shared.ai.budget import WorkflowAccount
 from shared.ai.offline import NOTICE, OfflineModel
 from shared.ai.offline.debate import argue, judge
 from shared.ai.offline.document import LIMIT_CHARACTERS, read
 from shared.ai.offline.language import closed, figures, hedges, is_dangling, sentences, shortened, terms
-from shared.errors import OutputInvalid
+from shared.clock import ManualClock
+from shared.errors import BudgetExceeded, OutputInvalid
+from shared.guards import open_guards
+from shared.messages import Remaining
 
 ROOT = Path(__file__).parents[2]
 INCIDENT = (ROOT / "examples" / "incident-notes.md").read_text()
@@ -226,6 +231,19 @@ async def test_usage_is_estimated_and_free() -> None:
     reply = await ask({"type": "object", "properties": {"title": TEXT}}, {"brief": "hello"}, prompt="x" * 41)
     assert (reply.usage.model_calls, reply.usage.input_tokens, reply.usage.cost_microdollars) == (1, 11, 0)
     assert reply.usage.output_tokens == -(-len(json.dumps(reply.output, separators=(",", ":"))) // 4)
+
+
+@pytest.mark.parametrize("words", [1, 10_000])
+async def test_its_tokens_are_on_the_account_of_whoever_asks_and_within_the_budget(words: int) -> None:
+    clock = ManualClock()
+    limiter = open_guards("memory", clock).limiter
+    request = Request(prompt="word " * words, material={"input": "A sentence. Another sentence."})
+    rich = WorkflowAccount(limiter, clock, workflow="rich", remaining=Remaining())
+    reply = await OfflineModel().generate(replace(request, account=rich))
+    assert rich.models == {"offline": reply.usage}
+    poor = WorkflowAccount(limiter, clock, workflow="poor", remaining=Remaining(max_tokens=reply.usage.tokens - 1))
+    with pytest.raises(BudgetExceeded):
+        await OfflineModel().generate(replace(request, account=poor))
 
 
 async def test_without_material_the_untrusted_part_of_the_prompt_is_the_text() -> None:

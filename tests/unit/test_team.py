@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from shared.ai import Model, Prompt, Request, Tool, ToolCall, builtin
-from shared.ai import Reply as ModelReply
-from shared.bus import Message, Outcome
+from shared.ai import Prompt, Reply, Request, ToolCall, builtin
+from shared.bus import Outcome
 from shared.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -19,79 +18,16 @@ from shared.errors import (
     InputError,
     ModelRefused,
     ModelUnavailable,
+    OutputEmpty,
     RateLimited,
 )
-from shared.messages import Payload, Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
+from shared.messages import Remaining, SpawnedStep, StepCompleted, StepDeferred, StepFailed, Usage, WorkflowCancelled
 from shared.runtime import Result, Run, Task, Team, ToolContext
 from shared.runtime.pipeline import Pipeline
-from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
+from shared.runtime.team import answer_prompt
 from shared.telemetry import metrics
-from tests.support.doubles import WORKFLOW, ScriptedModel, Stage, delivery, signed
-
-PROMPT = Prompt(3, "fast", 0.7, {"type": "object"}, "Brief: {{ input.brief }}")
-DISPATCH = f"{WORKFLOW}/draft/1"
-Reply = TypeVar("Reply", bound=Payload)
-
-
-class Desk:
-    """The writer at work, on a stage of its own."""
-
-    def __init__(
-        self,
-        run: Run = answer_prompt,
-        *,
-        model: Model | None = None,
-        prompt: Prompt | None = PROMPT,
-        max_bytes: int = 524_288,
-        tools: Mapping[str, Tool] | None = None,
-    ) -> None:
-        self.stage = Stage()
-        self.model = ScriptedModel({"text": "the draft"}) if model is None else model
-        self.work = AgentWork(
-            "writer",
-            run,
-            prompt=prompt,
-            model=self.model,
-            settings=ModelSettings(temperature=0.2, max_tokens=4096),
-            sender=self.stage.sender("writer", max_bytes=max_bytes),
-            clock=self.stage.clock,
-            longest_seconds=300,
-            tools={} if tools is None else tools,
-        )
-
-    async def reply(self, kind: type[Reply], **changes: Any) -> Reply:
-        """What the agent answers to a dispatch of the step, with `changes`."""
-        (message,) = await self.messages(**changes)
-        envelope = self.stage.opened(message)
-        assert message.topic == "workflow-events"
-        assert (envelope.subject, envelope.correlationid) == (f"{WORKFLOW}/draft", WORKFLOW)
-        assert isinstance(envelope.data, kind), envelope.data
-        return envelope.data
-
-    async def messages(self, **changes: Any) -> list[Message]:
-        dispatched = self.stage.dispatched(**changes)
-        opened = self.stage.opened(Message(dispatched.topic, dispatched.data, dispatched.attributes))
-        return list(await self.work(opened))
-
-    async def reply_id(self, **changes: Any) -> str:
-        (message,) = await self.messages(**changes)
-        envelope = self.stage.opened(message)
-        assert envelope.causationid is not None
-        return envelope.id
-
-
-def raising(error: BaseException) -> Run:
-    async def run(task: Task, team: Team) -> Result:
-        raise error
-
-    return run
-
-
-def returning(result: Any) -> Run:
-    async def run(task: Task, team: Team) -> Result:
-        return result  # type: ignore[no-any-return]
-
-    return run
+from tests.support.desk import PROMPT, Desk, raising, returning
+from tests.support.doubles import WORKFLOW, ScriptedModel, delivery, signed
 
 
 async def test_an_agent_without_code_renders_its_prompt_and_returns_the_answer() -> None:
@@ -100,12 +36,14 @@ async def test_an_agent_without_code_renders_its_prompt_and_returns_the_answer()
     assert (reply.workflow, reply.step, reply.attempt) == (WORKFLOW, "draft", 1)
     assert reply.output == {"text": "the draft"}
     assert reply.usage.model_dump() == {"model_calls": 1, "input_tokens": 10, "output_tokens": 5, "cost_microdollars": 7}
+    assert reply.models == {"scripted": reply.usage}
     assert isinstance(desk.model, ScriptedModel)
     (request,) = desk.model.requests
     assert request.prompt == "Brief: a very private brief"
     assert request.material == {"brief": "a very private brief"}
     assert (request.schema, request.tier, request.temperature, request.max_tokens) == ({"type": "object"}, "fast", 0.7, 4096)
     assert request.timeout_seconds == 300
+    assert (request.prompt_version, request.on_text) == ("print of the file", None)
 
 
 @pytest.mark.parametrize(
@@ -309,14 +247,17 @@ async def test_usage_adds_up_over_calls() -> None:
     [
         (Remaining(), 3),
         (Remaining(tokens=1000, cost_microdollars=1000), 3),
-        (Remaining(tokens=0), 0),
-        (Remaining(tokens=15), 1),
-        (Remaining(tokens=16), 2),
-        (Remaining(cost_microdollars=6), 1),
-        (Remaining(cost_microdollars=7), 2),
+        (Remaining(tokens=14), 0),
+        (Remaining(tokens=29), 1),
+        (Remaining(tokens=30), 2),
+        (Remaining(cost_microdollars=14), 0),
+        (Remaining(cost_microdollars=21), 1),
+        (Remaining(cost_microdollars=22), 2),
+        (Remaining(max_tokens=30), 2),
+        (Remaining(max_cost_microdollars=22), 2),
     ],
 )
-async def test_generate_refuses_when_the_budget_is_used_up(remaining: Remaining, calls: int) -> None:
+async def test_generate_refuses_a_call_that_the_budget_may_not_cover(remaining: Remaining, calls: int) -> None:
     async def run(task: Task, team: Team) -> Result:
         for _ in range(3):
             await team.generate()
@@ -330,6 +271,27 @@ async def test_generate_refuses_when_the_budget_is_used_up(remaining: Remaining,
         assert (reply.error.type, reply.permanent) == (BudgetExceeded.__name__, True)
     assert isinstance(desk.model, ScriptedModel)
     assert len(desk.model.requests) == calls
+
+
+async def test_attempts_of_one_workflow_share_its_budget() -> None:
+    desk = Desk()
+    limits = Remaining(tokens=30, max_tokens=30)
+    await desk.reply(StepCompleted, remaining=limits)
+    await desk.reply(StepCompleted, attempt=2, remaining=limits)
+    assert (await desk.reply(StepFailed, attempt=3, remaining=limits)).error.type == "BudgetExceeded"
+
+
+async def test_a_failed_call_that_was_paid_for_is_in_the_failure_by_model() -> None:
+    class Useless:
+        async def generate(self, request: Request) -> Reply:
+            return Reply(
+                "", "scripted", Usage(model_calls=1, input_tokens=9, cost_microdollars=3), problem=OutputEmpty("no answer")
+            )
+
+    reply = await Desk(model=Useless()).reply(StepFailed)
+    assert reply.error.type == "OutputEmpty"
+    assert reply.usage == Usage(model_calls=1, input_tokens=9, cost_microdollars=3)
+    assert reply.models == {"scripted": reply.usage}
 
 
 async def test_generate_takes_another_prompt_values_and_schema() -> None:
@@ -362,7 +324,7 @@ async def test_a_model_may_call_the_tools_that_the_prompt_names_and_the_agents_o
         return Result(await team.generate(tools=[look_out]))
 
     class Curious(ScriptedModel):
-        async def generate(self, request: Request) -> ModelReply:
+        async def generate(self, request: Request) -> Reply:
             reply = await super().generate(request)
             calls = (ToolCall("search_documents", {"query": "ferry"}), ToolCall("look_out", {}), ToolCall("http_get", {}))
             return reply if request.turns else replace(reply, calls=calls)

@@ -25,11 +25,20 @@ class OfflineModel:
     """Fills the asked-for schema with sentences, key phrases and scores of the given text. Called `offline`; costs nothing."""
 
     async def generate(self, request: Request) -> Reply:
-        """Raises OutputInvalid when the schema asks for what no text could give (a minimum above its maximum, …)."""
+        """Raises OutputInvalid when the schema asks for what no text could give (a minimum above its maximum, …).
+
+        It keeps the request's account itself, so that budgets count its tokens too: nothing else stands in front of it.
+        """
         if len(request.prompt) <= _INLINE_CHARACTERS:
-            return _answer(request)
-        # Long texts take tens of milliseconds, in which the loop should serve others.
-        return await asyncio.to_thread(_answer, request)
+            reply = _answer(request)
+        else:
+            # Long texts take tens of milliseconds, in which the loop should serve others.
+            reply = await asyncio.to_thread(_answer, request)
+        if request.account is not None:
+            # Since it costs nothing, there is no harm in asking only once it is known what it took.
+            hold = await request.account.hold(tokens=reply.usage.tokens, cost_microdollars=0)
+            await request.account.settle(hold, model=NAME, usage=reply.usage)
+        return reply
 
 
 def _answer(request: Request) -> Reply:

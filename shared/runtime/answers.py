@@ -1,0 +1,63 @@
+"""What becomes of an attempt on the bus: its result, or why there is none, and what it has spent either way."""
+
+from datetime import timedelta
+from typing import Any, Final
+
+import orjson
+from pydantic import ValidationError
+
+from shared.ai.budget import WorkflowAccount
+from shared.clock import Clock
+from shared.errors import AgentTeamError, OutputInvalid, Permanent, RateLimited, Transient
+from shared.messages import ErrorInfo, Payload, StepCompleted, StepDeferred, StepDispatched, StepFailed
+from shared.runtime.contract import Result
+
+_LONGEST_WAIT_SECONDS: Final = 7 * 86_400.0
+
+
+def completed(order: StepDispatched, result: Result, account: WorkflowAccount) -> StepCompleted:
+    """The answer of an attempt that gave `result`. Raises OutputInvalid when that is none, or cannot be sent."""
+    if not isinstance(result, Result):
+        raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
+    try:
+        orjson.dumps(result.output)
+        return StepCompleted(
+            workflow=order.workflow,
+            step=order.step,
+            attempt=order.attempt,
+            output=result.output,
+            usage=account.usage,
+            models=account.models,
+            spawn=result.spawn,
+            join=result.join,
+        )
+    except TypeError as error:
+        raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise OutputInvalid(f"agent {order.agent} returned a Result whose {place} is wrong ({first['type']})") from None
+
+
+def unfinished(order: StepDispatched, error: Exception, account: WorkflowAccount, clock: Clock) -> tuple[str, Payload]:
+    """The answer of an attempt that gave no result, after the word for how it ended: deferred or failed."""
+    about: dict[str, Any] = {
+        "workflow": order.workflow,
+        "step": order.step,
+        "attempt": order.attempt,
+        "usage": account.usage,
+        "models": account.models,
+    }
+    retry_after = _bounded(error.retry_after_seconds) if isinstance(error, Transient) else None
+    if isinstance(error, RateLimited) and retry_after is not None:
+        not_before = clock.now() + timedelta(seconds=retry_after)
+        return "deferred", StepDeferred(**about, deferrals=order.deferrals, not_before=not_before)
+    # What an unknown exception says may be a payload or a secret; its class says enough to look it up in the log.
+    known = isinstance(error, AgentTeamError)
+    info = ErrorInfo(type=type(error).__name__[:100], message=(str(error) if known else "unexpected error; see the log")[:2000])
+    return "failed", StepFailed(**about, error=info, permanent=isinstance(error, Permanent), retry_after_seconds=retry_after)
+
+
+def _bounded(seconds: float | None) -> float | None:
+    # It may be what a server said, and whatever that was, the step's failure must be told.
+    return None if seconds is None else min(max(seconds, 0.0), _LONGEST_WAIT_SECONDS)
