@@ -20,6 +20,7 @@ from shared.messages import Remaining, Usage
 TOKENS: Final = "tokens"
 COST: Final = "cost"
 _WINDOW_SECONDS: Final = 7 * 86_400.0
+_NOTHING: Final = Usage()
 _FIELDS: Final = {TOKENS: "max_tokens", COST: "max_cost_usd"}
 
 
@@ -39,7 +40,7 @@ class WorkflowAccount:
         self._left = {TOKENS: remaining.tokens, COST: remaining.cost_microdollars}
         self._taken = {TOKENS: 0, COST: 0}
         """Spent and held by this attempt."""
-        self.usage = Usage()
+        self.usage = _NOTHING
         """What the settled calls have used."""
         self.models: dict[str, Usage] = {}
         """The same by model."""
@@ -67,8 +68,9 @@ class WorkflowAccount:
 
     async def settle(self, hold: Hold, *, model: str, usage: Usage) -> None:
         """The call is over and used this: record it, and free the rest."""
-        self.usage += usage
-        self.models[model] = self.models.get(model, Usage()) + usage
+        if usage != _NOTHING:
+            self.usage += usage
+            self.models[model] = self.models.get(model, _NOTHING) + usage
         corrections = {TOKENS: usage.tokens - hold.tokens, COST: usage.cost_microdollars - hold.cost_microdollars}
         self._take(corrections)
         age = self._clock.monotonic() - hold.held_at
