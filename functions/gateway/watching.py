@@ -20,6 +20,8 @@ _log = logging.getLogger(__name__)
 _LOOK_SECONDS: Final = 0.25
 _BEAT_SECONDS: Final = 15.0
 _MOST_KEPT: Final = 1000
+_MOST_STEPS: Final = 100
+"""Nobody reads more texts that grow at the same time; those of the steps that began last are shown."""
 _ENDINGS: Final = ("workflow.succeeded", "workflow.failed", "workflow.cancelled")
 
 Entry = dict[str, Any]
@@ -114,6 +116,8 @@ class Watch:
             self.ended = True
             self._running.clear()
             self.progress.clear()
+        elif kind == "workflow.resumed":  # before anybody saw that it had ended
+            self.ended = False
         elif kind == "step.dispatched":
             self._running[step] = entry["attempt"]
         elif step is not None and kind != "step.late":
@@ -121,7 +125,7 @@ class Watch:
             self.progress.pop(step, None)
 
     async def _read_progress(self) -> None:
-        running = list(self._running.items())
+        running = list(self._running.items())[-_MOST_STEPS:]
         texts = await asyncio.gather(*(self._live.progress.read(self._workflow, *attempt) for attempt in running))
         for (step, _), text in zip(running, texts, strict=True):
             if text is not None and text != self.progress.get(step):

@@ -290,6 +290,22 @@ async def test_a_resumed_workflow_is_looked_at_anew_beside_those_who_still_read_
     assert len(watches) == 0
 
 
+async def test_an_end_that_was_undone_before_anybody_saw_it_is_none(team: Live) -> None:
+    dispatcher, watches = team.runtime.dispatcher("tests"), watching.Watches(team.runtime)
+    await dispatcher.apply([start(PAIR)])
+    async with watches.watching(WORKFLOW) as watch:
+        await dispatcher.apply([failed("a", permanent=True, error={"type": "DeadLettered", "message": "no delivery succeeded"})])
+        await dispatcher.apply([{"type": "step.redriven", "workflow": WORKFLOW, "step": "a", "attempt": 1}])
+        whole = await team.store.history(WORKFLOW)
+        await team.clock.advance(0.25)
+        await until(lambda: watch.seq == whole[-1]["seq"])
+        assert not watch.ended
+        await team.runtime.progress.write(WORKFLOW, "a", 2, "another draft")
+        await until(lambda: team.clock.sleepers == 3)
+        await team.clock.advance(0.25)
+        await until(lambda: "a" in watch.progress)
+
+
 async def test_what_a_step_wrote_is_gone_with_its_attempt(team: Live) -> None:
     dispatcher, watches = team.runtime.dispatcher("tests"), watching.Watches(team.runtime)
     await dispatcher.apply([start(PAIR)])
