@@ -52,21 +52,24 @@ end;
 $$;
 comment on function _sum_models is 'Usage by model, added up; null when there is none.';
 
-create function _spent(s steps, usage jsonb, models jsonb)
-returns table (model_calls integer, input_tokens bigint, output_tokens bigint, cost_microdollars bigint, by_model jsonb)
+create function _spent(
+    calls integer, tokens_in bigint, tokens_out bigint, cost bigint, known_models jsonb, used jsonb, used_models jsonb
+)
+returns table (model_calls integer, input_tokens bigint, output_tokens bigint, cost_microdollars bigint, models jsonb)
 language sql stable
 begin atomic
-    select s.model_calls + coalesce((usage ->> 'model_calls')::integer, 0),
-        s.input_tokens + coalesce((usage ->> 'input_tokens')::bigint, 0),
-        s.output_tokens + coalesce((usage ->> 'output_tokens')::bigint, 0),
-        s.cost_microdollars + coalesce((usage ->> 'cost_microdollars')::bigint, 0),
-        case when models is null or models = '{}' then s.models else _sum_models(array[s.models, models]) end;
+    select calls + coalesce((used ->> 'model_calls')::integer, 0),
+        tokens_in + coalesce((used ->> 'input_tokens')::bigint, 0),
+        tokens_out + coalesce((used ->> 'output_tokens')::bigint, 0),
+        cost + coalesce((used ->> 'cost_microdollars')::bigint, 0),
+        case when used_models is null or used_models = '{}' then known_models else _sum_models(array[known_models, used_models]) end;
 end;
-comment on function _spent is 'The counters of a step after one more attempt. Inlined where it is called: never make it STRICT or PL/pgSQL.';
+comment on function _spent is
+    'A step''s counters after one more attempt. Inlined where it is called: STRICT or PL/pgSQL it would not be, and of a whole row it would copy the row.';
 
-create function _unnoted(s steps, tried integer, spent jsonb) returns jsonb
+create function _unnoted(late integer[], tried integer, used jsonb) returns jsonb
 language sql immutable
-return case when s.late is not null and tried = any(s.late) then null else spent end;
+return case when late is not null and tried = any(late) then null else used end;
 comment on function _unnoted is 'What an attempt used, unless it was noted as late before its workflow was resumed.';
 
 create or replace function _end_workflow(workflow text, outcome text, why jsonb, result jsonb, moment timestamptz) returns void
@@ -101,7 +104,10 @@ begin
     update steps as t
     set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
@@ -133,7 +139,10 @@ begin
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
         due_at = due, error = event -> 'error',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id
     returning t.attempt into s.attempt;
@@ -240,7 +249,10 @@ begin
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
         attempt = tried, children = ids,
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
@@ -291,7 +303,10 @@ begin
         update steps as t
         set late = t.late || tried,
             (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-                select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+                select p.*
+                from _spent(
+                    t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+                ) as p
             )
         where t.workflow_id = s.workflow_id and t.id = s.id;
         perform _write(
@@ -491,11 +506,15 @@ begin
         update steps as s
         set status = 'SUCCESS', output = r.output, attempt = r.attempt, error = null, due_at = null, finished_at = moment,
             (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-                select p.* from _spent(s, _unnoted(s, r.attempt, r.usage), _unnoted(s, r.attempt, r.models)) as p
+                select p.*
+                from _spent(
+                    s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars, s.models,
+                    _unnoted(s.late, r.attempt, r.usage), _unnoted(s.late, r.attempt, r.models)
+                ) as p
             )
         from result as r
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
-        returning s.workflow_id, s.id, r.attempt, _unnoted(s, r.attempt, r.usage) as usage, r.cause
+        returning s.workflow_id, s.id, r.attempt, _unnoted(s.late, r.attempt, r.usage) as usage, r.cause
     )
     select array_agg(row(d.workflow_id, d.id, d.cause)::_step_ref),
         array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)
@@ -646,7 +665,9 @@ begin
         order by rank desc, p.document, p.position
         limit most
     )
-    select json_agg(json_build_object('document', p.document, 'position', p.position, 'text', p.text) order by b.rank desc, p.document, p.position)
+    select json_agg(
+        json_build_object('document', p.document, 'position', p.position, 'text', p.text) order by b.rank desc, p.document, p.position
+    )
     into hits
     from best as b
     join passages as p on p.document = b.document and p.position = b.position;

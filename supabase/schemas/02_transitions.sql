@@ -58,21 +58,24 @@ end;
 $$;
 comment on function _sum_models is 'Usage by model, added up; null when there is none.';
 
-create function _spent(s steps, usage jsonb, models jsonb)
-returns table (model_calls integer, input_tokens bigint, output_tokens bigint, cost_microdollars bigint, by_model jsonb)
+create function _spent(
+    calls integer, tokens_in bigint, tokens_out bigint, cost bigint, known_models jsonb, used jsonb, used_models jsonb
+)
+returns table (model_calls integer, input_tokens bigint, output_tokens bigint, cost_microdollars bigint, models jsonb)
 language sql stable
 begin atomic
-    select s.model_calls + coalesce((usage ->> 'model_calls')::integer, 0),
-        s.input_tokens + coalesce((usage ->> 'input_tokens')::bigint, 0),
-        s.output_tokens + coalesce((usage ->> 'output_tokens')::bigint, 0),
-        s.cost_microdollars + coalesce((usage ->> 'cost_microdollars')::bigint, 0),
-        case when models is null or models = '{}' then s.models else _sum_models(array[s.models, models]) end;
+    select calls + coalesce((used ->> 'model_calls')::integer, 0),
+        tokens_in + coalesce((used ->> 'input_tokens')::bigint, 0),
+        tokens_out + coalesce((used ->> 'output_tokens')::bigint, 0),
+        cost + coalesce((used ->> 'cost_microdollars')::bigint, 0),
+        case when used_models is null or used_models = '{}' then known_models else _sum_models(array[known_models, used_models]) end;
 end;
-comment on function _spent is 'The counters of a step after one more attempt. Inlined where it is called: never make it STRICT or PL/pgSQL.';
+comment on function _spent is
+    'A step''s counters after one more attempt. Inlined where it is called: STRICT or PL/pgSQL it would not be, and of a whole row it would copy the row.';
 
-create function _unnoted(s steps, tried integer, spent jsonb) returns jsonb
+create function _unnoted(late integer[], tried integer, used jsonb) returns jsonb
 language sql immutable
-return case when s.late is not null and tried = any(s.late) then null else spent end;
+return case when late is not null and tried = any(late) then null else used end;
 comment on function _unnoted is 'What an attempt used, unless it was noted as late before its workflow was resumed.';
 
 create function _write(notes _note[], moment timestamptz) returns void

@@ -107,7 +107,10 @@ begin
     update steps as t
     set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
@@ -139,7 +142,10 @@ begin
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
         due_at = due, error = event -> 'error',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id
     returning t.attempt into s.attempt;
@@ -246,7 +252,10 @@ begin
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
         attempt = tried, children = ids,
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-            select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+            select p.*
+            from _spent(
+                t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+            ) as p
         )
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
@@ -297,7 +306,10 @@ begin
         update steps as t
         set late = t.late || tried,
             (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-                select p.* from _spent(t, event -> 'usage', event -> 'models') as p
+                select p.*
+                from _spent(
+                    t.model_calls, t.input_tokens, t.output_tokens, t.cost_microdollars, t.models, event -> 'usage', event -> 'models'
+                ) as p
             )
         where t.workflow_id = s.workflow_id and t.id = s.id;
         perform _write(

@@ -283,11 +283,15 @@ begin
         update steps as s
         set status = 'SUCCESS', output = r.output, attempt = r.attempt, error = null, due_at = null, finished_at = moment,
             (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
-                select p.* from _spent(s, _unnoted(s, r.attempt, r.usage), _unnoted(s, r.attempt, r.models)) as p
+                select p.*
+                from _spent(
+                    s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars, s.models,
+                    _unnoted(s.late, r.attempt, r.usage), _unnoted(s.late, r.attempt, r.models)
+                ) as p
             )
         from result as r
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status in ('RUNNING', 'WAITING') and s.children is null
-        returning s.workflow_id, s.id, r.attempt, _unnoted(s, r.attempt, r.usage) as usage, r.cause
+        returning s.workflow_id, s.id, r.attempt, _unnoted(s.late, r.attempt, r.usage) as usage, r.cause
     )
     select array_agg(row(d.workflow_id, d.id, d.cause)::_step_ref),
         array_agg(row(d.workflow_id, d.id, 'step.completed', d.attempt, null, 1, d.usage, null)::_note)

@@ -88,7 +88,9 @@ begin
         order by rank desc, p.document, p.position
         limit most
     )
-    select json_agg(json_build_object('document', p.document, 'position', p.position, 'text', p.text) order by b.rank desc, p.document, p.position)
+    select json_agg(
+        json_build_object('document', p.document, 'position', p.position, 'text', p.text) order by b.rank desc, p.document, p.position
+    )
     into hits
     from best as b
     join passages as p on p.document = b.document and p.position = b.position;
