@@ -1,6 +1,7 @@
 """The agent contract, and what carries it: agents import this room and nothing else."""
 
 from shared.ai import Prompt, ToolContext
+from shared.errors import InputError
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
 from shared.runtime.wiring import Runtime, runtime
@@ -8,6 +9,7 @@ from shared.runtime.wiring import Runtime, runtime
 __all__ = [
     "Function",
     "Handlers",
+    "InputError",
     "Prompt",
     "Result",
     "Run",

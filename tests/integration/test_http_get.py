@@ -414,6 +414,15 @@ def certificate(folder: Path, name: str) -> ssl.SSLContext:
     return context
 
 
+async def test_certificates_that_the_environment_names_are_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = certificate(tmp_path, "public.test")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "certificate.pem"))
+    fetching_module._believed.cache_clear()
+    async with site(tls=shown) as server:
+        assert "certificate is not valid" in await refusal(f"https://public.test:{server.port}/", open_gate(server))
+    fetching_module._believed.cache_clear()
+
+
 async def test_a_certificate_must_be_valid_for_the_name_that_was_asked_for(tmp_path: Path) -> None:
     shown = certificate(tmp_path, "public.test")
     trusting = ssl.create_default_context(cafile=str(tmp_path / "certificate.pem"))

@@ -249,6 +249,14 @@ def test_a_prompt_asks_for_an_object_and_explains_each_of_its_fields(agent: str)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
+def test_a_prompt_explains_each_tool_that_its_model_may_call(agent: str) -> None:
+    prompt = prompt_of(agent)
+    assert prompt.tools == (("search_documents", "http_get", "calculate") if agent == "researcher" else ())
+    for name in prompt.tools:
+        assert f"`{name}`" in prompt.text, f"{agent}/prompt.md does not explain {name}"
+
+
+@pytest.mark.parametrize("agent", AGENTS)
 def test_whatever_was_written_outside_the_team_is_marked_as_untrusted(agent: str) -> None:
     prompt = prompt_of(agent)
     trusted = re.sub(r"<untrusted>\n.*?\n</untrusted>", "", prompt.text, flags=re.DOTALL)

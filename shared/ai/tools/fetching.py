@@ -146,8 +146,10 @@ def _said(exc: Exception) -> str:
 
 @cache
 def _believed() -> ssl.SSLContext:
-    """The certificates that the client comes with; the environment's are not looked at."""
-    return httpcore.default_ssl_context()
+    """The certificates that httpx comes with. httpcore's own default would add those that the environment names."""
+    import httpx
+
+    return httpx.create_ssl_context(trust_env=False)
 
 
 def _refuse(reason: str) -> NoReturn:
