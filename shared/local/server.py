@@ -28,7 +28,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         listening = socket.create_server(address[:2], family=family)
-        # Connections have it from here. asyncio sets it only on sockets that it makes itself, and without it an answer whose head and
+        # Connections have it from here. asyncio sets it only on sockets of its own making, and without it an answer whose head and
         # body are written one after the other waits 40 ms for the caller's delayed acknowledgement.
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return listening
