@@ -13,6 +13,7 @@ from shared.cli.session import session
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     from shared.config import Settings
 
@@ -76,14 +77,15 @@ async def _serve_with_model(settings: "Settings", listening: "socket.socket", bu
     from shared.cli.output import describe_model, say
 
     async with AsyncExitStack() as stack:
-        model = describe_model(settings)
+        model, told = describe_model(settings), dict[str, str]()
         if simulate:
-            from shared.local.simulator import open_simulation
+            from shared.local.simulator import open_simulation, simulation_variables
 
             settings = await stack.enter_async_context(open_simulation(settings))
             model = f"simulated {describe_model(settings)}: answers are taken from the input, and cost nothing"
+            told = simulation_variables(settings)
             say(f"model: {model}")
-        await (_serve(settings, listening, model) if bus == "memory" else _serve_fleet(settings, listening, bus, model))
+        await (_serve(settings, listening, model) if bus == "memory" else _serve_fleet(settings, listening, bus, model, told))
 
 
 async def _serve(settings: "Settings", listening: "socket.socket", model: str) -> None:
@@ -102,14 +104,14 @@ async def _serve(settings: "Settings", listening: "socket.socket", model: str) -
         )
 
 
-async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str, model: str) -> None:
+async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: str, model: str, told: "Mapping[str, str]") -> None:
     from shared.cli.output import say
     from shared.local.fleet import ENVIRONMENT_FILE, open_fleet
 
     host, port = listening.getsockname()[:2]
     listening.close()  # the gateway's own process listens there
     say(f"starting a process for each function, on {bus} ...", style="dim")
-    async with open_fleet(settings, bus=bus, host=host, port=port) as fleet:
+    async with open_fleet(settings, bus=bus, host=host, port=port, variables=told) as fleet:
         what = f"{len(fleet.functions)} processes on {bus}"
         served = ", ".join(f"{name} {url}" for name, url in fleet.addresses.items() if name != "gateway")
         variables = settings.agent_team_home.resolve() / ENVIRONMENT_FILE

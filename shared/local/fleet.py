@@ -52,7 +52,7 @@ _GATEWAY, _SWEEPER = "gateway", "sweeper"
 class Fleet:
     """The running processes: servers and functions by name. Open one with `open_fleet`."""
 
-    def __init__(self, settings: Settings, *, bus: str, log: TextIO) -> None:
+    def __init__(self, settings: Settings, *, bus: str, log: TextIO, variables: Mapping[str, str]) -> None:
         self.settings = settings
         self.bus = bus
         self.environment: dict[str, str] = {}
@@ -62,6 +62,7 @@ class Fleet:
         self.addresses: dict[str, str] = {}
         """Where the served functions answer."""
         self._log = log
+        self._variables = variables
 
     async def start(self, specs: Mapping[str, FunctionSpec], database_url: str, *, host: str, port: int) -> None:
         """Start what is not given, then every function at once. The gateway listens on `host` and `port`, 0 for any free one."""
@@ -73,7 +74,7 @@ class Fleet:
             "PYTHONPATH": os.pathsep.join([str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             "GUARDS_BACKEND": settings.guards_backend if settings.guards_backend != "memory" else "redis",
             "REDIS_URL": await self._redis(),
-            **_model_variables(settings),
+            **self._variables,
         }
         if self.bus == "pubsub":
             self.environment["GCP_PROJECT_ID"] = settings.gcp_project_id or _PROJECT
@@ -153,8 +154,12 @@ class Fleet:
 
 
 @asynccontextmanager
-async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, port: int = 0) -> AsyncIterator[Fleet]:
+async def open_fleet(
+    settings: Settings, *, bus: str, host: str = _LOCALHOST, port: int = 0, variables: Mapping[str, str] | None = None
+) -> AsyncIterator[Fleet]:
     """Start everything, yield, and end it in order. The gateway listens on `host` and `port`.
+
+    `variables` are what the functions are told beside what they find in the environment.
 
     Raises ConfigurationError for whatever is not as it must be.
     """
@@ -167,21 +172,14 @@ async def open_fleet(settings: Settings, *, bus: str, host: str = _LOCALHOST, po
         live = Runtime(settings)
         stack.push_async_callback(live.close)
         await prepare_database(live)
-        fleet = Fleet(settings, bus=bus, log=log)
+        fleet = Fleet(settings, bus=bus, log=log, variables={} if variables is None else variables)
         stack.push_async_callback(fleet.stop)
         await fleet.start(live.functions, live.database_url, host=host, port=port)
         await stack.enter_async_context(_background(fleet, live))
-        variables = settings.agent_team_home.resolve() / ENVIRONMENT_FILE
-        _write_environment(variables, fleet.environment)
-        stack.callback(variables.unlink, missing_ok=True)
+        file = settings.agent_team_home.resolve() / ENVIRONMENT_FILE
+        _write_environment(file, fleet.environment)
+        stack.callback(file.unlink, missing_ok=True)
         yield fleet
-
-
-def _model_variables(settings: Settings) -> dict[str, str]:
-    """Where Gemini answers and with which key, when it is another place than its own."""
-    if settings.gemini_base_url is None or settings.gemini_api_key is None:
-        return {}
-    return {"GEMINI_BASE_URL": settings.gemini_base_url, "GEMINI_API_KEY": settings.gemini_api_key.get_secret_value()}
 
 
 def _write_environment(file: Path, variables: Mapping[str, str]) -> None:

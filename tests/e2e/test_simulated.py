@@ -72,8 +72,12 @@ async def test_serve_simulate_says_so_and_writes_a_report(bus: str) -> None:
             [report] = await served.ended([await served.submit(brief(0), key="one")], within_seconds=120)
             async with httpx.AsyncClient(trust_env=False) as http:
                 ledger = (await http.get(f"{url}/_simulator/ledger")).json()
+            # Where each function is a process, another command can join them, and asks the same one.
+            written = (home / "environment").read_text() if bus == "redis" else f"GEMINI_BASE_URL={url}"
             assert await served.end() == 0
 
+    assert f"GEMINI_BASE_URL={url}" in written
+    assert "AIza-a-real-key" not in written
     assert "simulated Gemini" in told
     assert report["status"] == "SUCCESS"
     assert NOTICE in report["output"]["text"]

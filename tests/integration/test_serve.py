@@ -111,6 +111,13 @@ def test_a_free_port_is_found_and_a_taken_one_is_refused_with_another_to_take() 
             bind("127.0.0.1", port)
 
 
+def test_what_is_written_to_a_connection_is_sent_at_once() -> None:
+    with bind("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize("host", ["no.such.host.invalid", "192.0.2.1"])
 def test_an_address_of_another_machine_is_refused(host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"is no address of this machine; use --host 127\.0\.0\.1"):

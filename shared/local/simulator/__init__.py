@@ -8,7 +8,7 @@ from shared.local.simulator.faults import Fault, Kind
 from shared.local.simulator.ledger import Entry, Ledger
 from shared.local.simulator.opening import Simulator, open_simulator
 from shared.local.simulator.settings import SimulatorSettings, served_models
-from shared.local.simulator.simulation import open_simulation
+from shared.local.simulator.simulation import open_simulation, simulation_variables
 
 __all__ = [
     "Entry",
@@ -20,4 +20,5 @@ __all__ = [
     "open_simulation",
     "open_simulator",
     "served_models",
+    "simulation_variables",
 ]

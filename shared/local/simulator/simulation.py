@@ -13,6 +13,11 @@ from shared.local.simulator.settings import RETIRED, SimulatorSettings, served_m
 _KEY = "simulated-key"
 
 
+def simulation_variables(settings: Settings) -> dict[str, str]:
+    """What tells another process to ask the simulated Gemini that `settings` from `open_simulation` ask."""
+    return {"GEMINI_BASE_URL": settings.gemini_base_url or "", "GEMINI_API_KEY": _KEY}
+
+
 @asynccontextmanager
 async def open_simulation(settings: Settings) -> AsyncIterator[Settings]:
     """Start a simulated Gemini with the quotas that `settings` believe in, and yield the settings that ask it."""
