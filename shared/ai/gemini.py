@@ -64,7 +64,7 @@ class GeminiModel:
         Raises RateLimited, ModelRefused, ModelUnknown and ModelUnavailable when the call was certainly not carried out,
         OutcomeUnknown when it may have been, ConfigurationError for a base URL that is none, and whatever `on_text` raises.
         """
-        models = self._opened().aio.models
+        models = self.open().aio.models
         said, settings = contents(self._model, request), config(request, self._http_options(request))
         answer = Answer(self._model, request, self._price)
         async with self._deadline(request):
@@ -79,7 +79,7 @@ class GeminiModel:
 
     async def count(self, request: Request) -> int:
         """The tokens of input that `generate` would send. Costs nothing but a request. Raises what `generate` raises."""
-        models = self._opened().aio.models
+        models = self.open().aio.models
         from google.genai import types
 
         options = self._http_options(request)
@@ -147,7 +147,8 @@ class GeminiModel:
 
         return types.HttpOptions(timeout=max(1, math.ceil(request.timeout_seconds * 1000)))
 
-    def _opened(self) -> "Client":
+    def open(self) -> "Client":
+        """Load and set up what a first call needs. Raises ConfigurationError when that cannot be had."""
         if self._client is None:
             # Imported here: 0.8 s that only a function which does ask a model shall pay.
             import httpx2

@@ -7,7 +7,7 @@ Retries stand outside: each of their calls reserves a place of its own, and wait
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, time, timedelta
 from typing import Final
@@ -52,10 +52,24 @@ def longest_wait(timeout_seconds: float) -> float:
 
 
 class LimitedModel:
-    """`inner`, asked as often as `limit` allows. `name` is the model's: whoever has the same shares the limit."""
+    """`inner`, asked as often as `limit` allows. `name` is the model's: whoever has the same shares the limit.
 
-    def __init__(self, inner: Model, limiter: RateLimiter, limit: Limit, clock: Clock, *, name: str) -> None:
+    `prepare` is what a first call has to load. A call that only began to load when its turn came would be late by that, and meet
+    others' calls at the provider.
+    """
+
+    def __init__(
+        self,
+        inner: Model,
+        limiter: RateLimiter,
+        limit: Limit,
+        clock: Clock,
+        *,
+        name: str,
+        prepare: Callable[[], object] | None = None,
+    ) -> None:
         self._inner = inner
+        self._prepare = prepare
         self._limiter = limiter
         self._limit = limit
         self._clock = clock
@@ -68,6 +82,8 @@ class LimitedModel:
     async def generate(self, request: Request) -> Reply:
         """Raises RateLimited when the wait would be longer than a minute, or than half of the request's timeout."""
         asked = self._clock.monotonic()
+        if self._prepare is not None:
+            self._prepare()
         tokens = self._tokens(request)
         windows = self._windows(tokens)
         await self._wait_for_turn(request, windows)

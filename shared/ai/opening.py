@@ -75,7 +75,7 @@ def open_model(
             clock=clock,
             count=provider.count,
         )
-        model = LimitedModel(model, guards.limiter, limit, clock, name=name)
+        model = LimitedModel(model, guards.limiter, limit, clock, name=name, prepare=provider.open)
         if breaker:
             model = BreakerModel(model, guards.breaker, clock, name=name)
         if retries:

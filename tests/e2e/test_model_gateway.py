@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -206,9 +207,10 @@ async def test_a_hundred_workflows_never_spend_more_than_they_may(
     for workflow, cap in zip(workflows, caps, strict=True):
         assert workflow["usage"]["cost_microdollars"] <= cap * 1_000_000
         assert workflow["status"] in ("SUCCESS", "FAILED")
-    refused = [workflow for workflow in workflows if workflow["status"] == "FAILED"]
-    assert {workflow["error"]["type"] for workflow in refused} == {"BudgetExceeded"}
-    assert 10 <= len(refused) <= 90, "caps that all or none can keep prove nothing"
+    errors = Counter(workflow["error"]["type"] for workflow in workflows if workflow["status"] == "FAILED")
+    # Of a thousand answers a few are of no use twice in a row.
+    assert errors.keys() <= {"BudgetExceeded", "OutputInvalid", "OutputTruncated"}
+    assert 10 <= errors["BudgetExceeded"] <= 90, "caps that all or none can keep prove nothing"
     for field, counted in (("input_tokens", ("input_tokens",)), ("output_tokens", ("output_tokens", "thinking_tokens"))):
         recorded = sum(workflow["usage"][field] for workflow in workflows)
         assert recorded == sum(getattr(simulator.ledger[model], name) for model in (MODEL, SPARE) for name in counted)

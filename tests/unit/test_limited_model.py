@@ -16,6 +16,7 @@ from shared.ai.limited import LimitedModel, pacific_day, tokens_at_most
 from shared.clock import ManualClock
 from shared.errors import AgentTeamError, BudgetExceeded, Cancelled, ModelUnavailable, PromptTooLarge, RateLimited
 from shared.guards import RateLimiter, Window, open_guards
+from shared.guards.memory import MemoryRateLimiter
 from shared.messages import StepDeferred, Usage
 from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
 from shared.telemetry import metrics
@@ -387,3 +388,19 @@ async def test_requests_per_second_are_those_of_the_last_second_even_when_nobody
     shown.append(metrics.value("ai.requests_per_second", model=name))
 
     assert shown == [1, 2, 3, 1, 0]
+
+
+async def test_what_a_first_call_has_to_load_is_loaded_before_its_turn_is_reserved() -> None:
+    told: list[str] = []
+
+    class Told(MemoryRateLimiter):
+        async def reserve(self, *args: Any, **options: Any) -> float:
+            told.append("reserved")
+            return await super().reserve(*args, **options)
+
+    clock = ManualClock()
+    model = LimitedModel(
+        ScriptedModel("answer"), Told(clock), Limit(1, 1), clock, name="gemini-a", prepare=lambda: told.append("loaded")
+    )
+    await model.generate(Request(prompt="x"))
+    assert told == ["loaded", "reserved"]

@@ -140,7 +140,7 @@ def test_the_models_that_are_asked_are_the_chain_where_there_is_a_key() -> None:
 async def test_closing_the_runtime_closes_the_models_connections() -> None:
     live = Runtime(load_settings(KEY))
     (provider, *_) = [layers(model)[-1] for _, model in layers(live.model)[-1]._models]
-    provider._opened()
+    provider.open()
     await live.close()
     assert provider._client is None
     await Runtime(load_settings({}), model=ScriptedModel("answer")).close()
