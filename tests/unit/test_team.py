@@ -422,3 +422,32 @@ async def test_a_misdirected_step_is_acknowledged_and_dropped() -> None:
     message = signed(desk.stage.order(agent="critic"), "agent-writer", desk.stage.clock, id="misdirected")
     assert await pipeline(delivery(message, "writer")) is Outcome.ACK
     assert desk.stage.bus.published == []
+
+
+async def test_a_tool_at_work_is_stopped_with_its_workflow() -> None:
+    begun, stopped = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> str:
+        """Wait for what never comes."""
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            stopped.set()
+        raise AssertionError
+
+    async def run(task: Task, team: Team) -> Result:
+        return Result(output=await team.generate(tools=[wait]))
+
+    calls = (ToolCall("wait", {}),)
+    model = ScriptedModel(Reply("", "scripted", Usage(model_calls=1, input_tokens=3), calls=calls))
+    desk = Desk(run, model=model)
+    answering = asyncio.create_task(desk.reply(StepFailed))
+    async with asyncio.timeout(10):
+        await begun.wait()
+        await desk.cancellations.mark(WORKFLOW, resumed=0)
+        await desk.stage.clock.advance(1)
+        reply = await answering
+    assert stopped.is_set()
+    assert (reply.error.type, reply.permanent, reply.usage.input_tokens) == ("Cancelled", True, 3)
+    assert len(model.requests) == 1
