@@ -1,7 +1,6 @@
 """Processes of the local platform's own: started, watched, started again when they end, and ended with it."""
 
 import asyncio
-import ctypes
 import logging
 import os
 import signal
@@ -18,7 +17,15 @@ _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 _HEALTHY_SECONDS: Final = 10.0
 """A process that lived for so long is started again without delay."""
-_PR_SET_PDEATHSIG: Final = 1
+_DYING_WITH_US: Final = (
+    sys.executable,
+    *("-I", "-S", "-c"),
+    "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execvp(sys.argv[1], sys.argv[1:])",
+)
+"""Becomes the command that follows, which the kernel ends (PR_SET_PDEATHSIG, SIGTERM; prctl(2)) when we die without a word.
+
+A hook of ours between fork and exec could do the same, and crash: what threads were doing at the fork stays half done there.
+"""
 
 
 class Process:
@@ -97,13 +104,13 @@ class Process:
     async def _spawn(self) -> asyncio.subprocess.Process:
         self.starts += 1
         process = self._process = await asyncio.create_subprocess_exec(
+            *(_DYING_WITH_US if sys.platform == "linux" else ()),
             *self._command,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL if self._input is None else asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE if self._speaks else self._log,
             stderr=self._log,
             start_new_session=True,  # Ctrl-C in a terminal is for us, and we end them in order
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         if self._input is not None:
             assert process.stdin is not None
@@ -136,8 +143,3 @@ class Process:
             await asyncio.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             await self._spawn()
-
-
-def _die_with_parent() -> None:
-    """Runs in the child: the kernel ends it when we die without a word, so that nothing is left behind (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -424,6 +424,56 @@ end;
 $$;
 comment on function _commands is 'What callers carry out: dispatch a step, render an output, tell that a workflow finished, answer a request.';
 
+create or replace function _on_tick(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    one _effect;
+    recover boolean := coalesce((event ->> 'recover')::boolean, false);
+    wf record;
+    s steps;
+begin
+    effect.started := '{}';
+    effect.ended := '{}';
+    effect.touched := '{}';
+    for wf in
+        select w.id, w.deadline_at from workflows as w
+        where w.status = 'RUNNING' and (
+            w.wake_at <= moment or recover
+            -- Whoever was to render its output may be gone; they may also just be about it.
+            or w.steps_open = 0 and exists (
+                select from history as h where h.workflow_id = w.id and h.seq = w.seq and h.at <= moment - interval '10 seconds'
+            )
+        )
+        order by w.id
+        limit coalesce((event ->> 'limit')::integer, 500)
+        for update skip locked
+    loop
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
+        if wf.deadline_at <= moment then
+            perform _end_workflow(wf.id, 'FAILED', jsonb_build_object(
+                'type', 'BudgetExceeded', 'message', 'the workflow passed its deadline_seconds'
+            ), null, moment);
+            continue;
+        end if;
+        for s in
+            select t.* from steps as t
+            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or recover)
+            order by t.position
+        loop
+            one := _on_due(s, recover, cause, moment);
+            effect.started := effect.started || one.started;
+            effect.ended := effect.ended || one.ended;
+            exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
+        end loop;
+        update workflows as w
+        set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
+        where w.id = wf.id and w.status = 'RUNNING';
+    end loop;
+    return effect;
+end;
+$$;
+
 create or replace function advance(events jsonb, max_running integer default 10, moment timestamptz default now()) returns json
 language plpgsql
 set search_path = public, pg_temp

@@ -70,8 +70,13 @@ begin
     effect.touched := '{}';
     for wf in
         select w.id, w.deadline_at from workflows as w
-        -- Whoever was to render the output of a workflow without open steps may be gone.
-        where w.status = 'RUNNING' and (w.wake_at <= moment or w.steps_open = 0 or recover)
+        where w.status = 'RUNNING' and (
+            w.wake_at <= moment or recover
+            -- Whoever was to render its output may be gone; they may also just be about it.
+            or w.steps_open = 0 and exists (
+                select from history as h where h.workflow_id = w.id and h.seq = w.seq and h.at <= moment - interval '10 seconds'
+            )
+        )
         order by w.id
         limit coalesce((event ->> 'limit')::integer, 500)
         for update skip locked
