@@ -20,6 +20,7 @@ from shared.local import open_platform
 from shared.runtime import Runtime
 from shared.state import WorkflowStore
 from shared.state.postgres import PostgresCaller
+from tests.support.reports import database_home
 
 from .door import USAGE, completed, dead, failed, requested, step
 
@@ -171,22 +172,23 @@ def command(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_documents_are_added_without_a_platform_and_beside_one(tmp_path: Path) -> None:
-    home, file = tmp_path / "home", tmp_path / "a.md"
-    file.write_text("The ferry was late.", encoding="utf-8")
-    first = command(home, "documents", "add", "a.md")
-    assert (first.returncode, first.stdout) == (0, "added  a.md\n"), first.stderr
+def test_documents_are_added_without_a_platform_and_beside_one() -> None:
+    with database_home() as home:
+        file = home / "a.md"
+        file.write_text("The ferry was late.", encoding="utf-8")
+        first = command(home, "documents", "add", str(file), "--name", "a.md")
+        assert (first.returncode, first.stdout) == (0, "added  a.md\n"), first.stderr
 
-    async def beside() -> None:
-        settings = Settings(app_env="test", agent_team_home=home)
-        live = Runtime(settings, model=OfflineModel())
-        async with open_platform(settings, runtime=live):
-            file.write_text("The ferry was on time.", encoding="utf-8")
-            second = await asyncio.to_thread(command, home, "documents", "add", "a.md")
-            assert (second.returncode, second.stdout) == (0, "replaced  a.md\n"), second.stderr
-            assert [hit["text"] for hit in await live.store.search_documents("ferry")] == ["The ferry was on time."]
+        async def beside() -> None:
+            settings = Settings(app_env="test", agent_team_home=home)
+            live = Runtime(settings, model=OfflineModel())
+            async with open_platform(settings, runtime=live):
+                file.write_text("The ferry was on time.", encoding="utf-8")
+                second = await asyncio.to_thread(command, home, "documents", "add", str(file), "--name", "a.md")
+                assert (second.returncode, second.stdout) == (0, "replaced  a.md\n"), second.stderr
+                assert [hit["text"] for hit in await live.store.search_documents("ferry")] == ["The ferry was on time."]
 
-    asyncio.run(beside())
+        asyncio.run(beside())
 
 
 @pytest.fixture
