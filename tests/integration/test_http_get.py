@@ -17,10 +17,10 @@ from cryptography.x509.oid import NameOID
 
 from shared.ai import ToolContext
 from shared.ai.tools import fetching as fetching_module
-from shared.ai.tools.addresses import Gate, PublicNetwork, is_public
 from shared.ai.tools.fetching import MOST_BYTES, fetching
 from shared.clock import SystemClock
 from shared.errors import InputError
+from shared.http.addresses import Gate, PublicNetwork, is_public
 from tests.support.sites import Site, moved, page, site
 
 NAMES: dict[str, list[str]] = {

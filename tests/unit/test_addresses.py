@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ai.tools.addresses import is_public, parse
 from shared.errors import InputError
+from shared.http.addresses import is_public, parse
 
 PRIVATE_V4 = (
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16",
