@@ -94,9 +94,9 @@ PUBLIC: Final = Gate()
 
 
 def parse(url: str, gate: Gate = PUBLIC) -> httpcore.URL:
-    """`url` taken apart. Raises InputError when it is not a plain http or https address with a name or a literal that `gate` lets through.
+    """`url` taken apart. Where its name leads is looked at when a connection is made.
 
-    Where a name leads is looked at when a connection is made.
+    Raises InputError when it is not a plain http or https address with a name, or with a literal that `gate` lets through.
     """
     if len(url) > LONGEST:
         _refuse(f"it is longer than {LONGEST} characters")

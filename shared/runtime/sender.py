@@ -11,6 +11,7 @@ WORKFLOW_EVENTS = "workflow-events"
 WORKFLOW_REQUESTS = "workflow-requests"
 WORKFLOW_RESULTS = "workflow-results"
 WORKFLOW_SCHEDULES = "workflow-schedules"
+_STATE = "state"
 UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
 """They carry plain messages, from publishers that IAM lets in."""
 
@@ -35,12 +36,13 @@ class Sender:
         workflow: str,
         cause: str | None = None,
         traceparent: str | None = None,
+        source: str | None = None,
     ) -> Message:
-        """A sealed message. Raises InputError when it would be too large."""
+        """A sealed message, from this function or from `source`. Raises InputError when it would be too large."""
         envelope = Envelope.create(
             payload,
             id=id,
-            source_function=self.function,
+            source_function=self.function if source is None else source,
             subject=subject,
             now=self.clock.now(),
             ttl_seconds=self.ttl_seconds,
@@ -69,6 +71,8 @@ class Sender:
             WORKFLOW_RESULTS,
             payload,
             id=finished_id(payload.workflow, resumed),
+            # Whoever hears of an end tells it again, and all of it is one message.
+            source=_STATE,
             subject=payload.workflow,
             workflow=payload.workflow,
             cause=cause,
