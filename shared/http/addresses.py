@@ -126,6 +126,8 @@ def _host(netloc: str, host: str, gate: Gate) -> str:
     if not host.isascii():
         _refuse("its host is not ASCII; write international names in their xn-- form")
     if netloc.startswith("["):
+        if netloc.partition("]")[2][:1] not in ("", ":"):
+            _refuse("its host must be a name or an address, not both")
         try:
             return _literal(str(ipaddress.IPv6Address(host)), gate)
         except ValueError:

@@ -103,6 +103,12 @@ def test_loopback_must_be_written_plainly(url: str) -> None:
         parse(url, LOOPBACK)
 
 
+@pytest.mark.parametrize("url", ["http://[2606:4700:4700::1111]public.test/", "http://[2606:4700:4700::1111].public.test:80/"])
+def test_a_host_is_a_name_or_an_address(url: str) -> None:
+    with pytest.raises(InputError, match="not both"):
+        parse(url)
+
+
 def test_how_to_write_an_international_name_is_told() -> None:
     with pytest.raises(InputError, match="write international names in their xn-- form"):
         parse("https://m\u00fcnchen.de/")

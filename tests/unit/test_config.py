@@ -209,7 +209,7 @@ def test_a_value_that_cannot_be_used_is_named_with_what_is_expected(variable: st
         ("DATABASE_URL", "hunter2"),
         ("SENTRY_DSN", "publickey@sentry"),
         ("WEBHOOK_SECRET", "x" * 40),
-        ("WEBHOOK_SECRET", "whsec_"),
+        ("WEBHOOK_SECRET", "whsec_A"),
         ("WEBHOOK_SECRET", "whsec-" + "A" * 32),
         ("WEBHOOK_SECRET", "whsec_" + "A" * 31),
         ("WEBHOOK_SECRET", "whsec_" + "A" * 88),
