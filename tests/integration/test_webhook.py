@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import uvicorn
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from functions.webhook import main as webhook_module
@@ -411,3 +412,26 @@ async def test_every_ending_is_told(database: str, tmp_path: Path, hook: Receive
     assert [told[one]["status"] for one in ids] == ["SUCCESS", "FAILED", "CANCELLED"]
     assert told[ids[1]]["error"] == {"type": "InputError", "message": "no brief"}
     assert len(hook.calls) == 3
+
+
+async def test_the_receiver_that_the_readme_shows_believes_the_platform_and_nobody_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (code,) = [block.partition("```")[0] for block in text.split("```python\n") if "standardwebhooks" in block.partition("```")[0]]
+    on = opened(webhook_secret=None, agent_team_home=tmp_path / ".agent-team")
+    assert on.webhook_secret
+    monkeypatch.chdir(tmp_path)
+    shown: dict[str, Any] = {}
+    exec(compile(code, "receiver.py", "exec"), shown)
+    server = uvicorn.Server(uvicorn.Config(shown["app"], port=0, log_level="error"))
+    serving = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/hook"
+    accepted, refused = sent("accepted"), sent("refused")
+    assert await handle(on, message(ended(url))) is Outcome.ACK
+    assert await handle(opened(), message(ended(url))) is Outcome.ACK
+    assert (sent("accepted"), sent("refused")) == (accepted + 1, refused + 1)
+    assert capsys.readouterr().out.startswith(f"{WORKFLOW}/finished SUCCESS {{")
+    server.should_exit = True
+    await serving
