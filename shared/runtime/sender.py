@@ -12,6 +12,7 @@ WORKFLOW_REQUESTS = "workflow-requests"
 WORKFLOW_RESULTS = "workflow-results"
 WORKFLOW_SCHEDULES = "workflow-schedules"
 _STATE = "state"
+"""The source of what `advance` commands: whoever carries a command out once more sends a copy, not another message."""
 UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
 """They carry plain messages, from publishers that IAM lets in."""
 
@@ -59,6 +60,7 @@ class Sender:
             f"agent-{payload.agent}",
             payload,
             id=dispatch_id(payload.workflow, payload.step, payload.attempt, payload.deferrals),
+            source=_STATE,
             subject=f"{payload.workflow}/{payload.step}",
             workflow=payload.workflow,
             cause=cause,
@@ -71,7 +73,6 @@ class Sender:
             WORKFLOW_RESULTS,
             payload,
             id=finished_id(payload.workflow, resumed),
-            # Whoever hears of an end tells it again, and all of it is one message.
             source=_STATE,
             subject=payload.workflow,
             workflow=payload.workflow,

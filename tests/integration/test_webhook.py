@@ -23,7 +23,7 @@ from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError, InputError
 from shared.guards import open_guards
 from shared.http.addresses import Gate
-from shared.messages import ErrorInfo, Usage, WorkflowCancelled, WorkflowFinished
+from shared.messages import Budget, ErrorInfo, Usage, WorkflowCancelled, WorkflowFinished
 from shared.runtime import Runtime, load
 from shared.runtime.joining import join
 from shared.runtime.letters import noted_failure
@@ -392,6 +392,40 @@ async def test_an_output_that_is_too_large_for_a_message_is_omitted_and_said_to_
         assert await handle(team.runtime, result) is Outcome.ACK
     data = hook.calls[0].told["data"]
     assert (data["status"], data["output"], data["output_omitted"]) == ("SUCCESS", None, True)
+
+
+async def test_a_sweeper_that_dies_before_it_tells_of_an_end_leaves_nobody_waiting(
+    database: str, tmp_path: Path, hook: Receiver
+) -> None:
+    bus = MemoryBus(SystemClock())
+    async with live(database, tmp_path, bus=bus, WEBHOOK_SECRET=KEY) as team:
+        await join(team.runtime, ["webhook"])
+        small = definition("- {id: draft, agent: writer, input: {}}")
+        await team.runtime.dispatcher("intake").apply([start(small, callback_url=hook.url, budget=Budget(deadline_seconds=10))])
+        await team.clock.advance(10)
+        assert [one["type"] for one in await team.store.advance([{"type": "tick"}])] == ["finished"]  # and nobody carries it out
+        await team.clock.advance(60)
+        for _ in range(2):
+            await team.runtime.dispatcher("sweeper").apply([{"type": "tick"}])
+        await bus.idle()
+    (call,) = hook.calls
+    assert (call.told["data"]["status"], call.told["data"]["error"]["type"]) == ("FAILED", "BudgetExceeded")
+
+
+async def test_an_end_that_was_told_is_not_told_again_a_minute_later(database: str, tmp_path: Path, hook: Receiver) -> None:
+    bus = MemoryBus(SystemClock())
+    async with live(database, tmp_path, bus=bus, WEBHOOK_SECRET=KEY) as team:
+        await join(team.runtime, ["webhook"])
+        small = definition("- {id: draft, agent: writer, input: {}}")
+        await team.runtime.dispatcher("gateway").apply([start(small, callback_url=hook.url)])
+        await team.runtime.dispatcher("orchestrator").apply([completed("draft", output=1)])
+        await bus.idle()
+        results = bus.published["workflow-results"]
+        await team.clock.advance(60)
+        await team.runtime.dispatcher("sweeper").apply([{"type": "tick"}])
+        await bus.idle()
+        assert bus.published["workflow-results"] == results + 1
+    assert len(hook.calls) == 1
 
 
 async def test_every_ending_is_told(database: str, tmp_path: Path, hook: Receiver) -> None:
