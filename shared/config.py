@@ -6,6 +6,7 @@ each variable, what is wrong with it and what is expected. Secrets (URLs with pa
 `repr` or log; `redact_url` and `Settings.redacted` show what may be shown of them.
 """
 
+import base64
 import difflib
 import os
 import re
@@ -44,6 +45,14 @@ def _starts_with(*schemes: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _webhook_secret(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        prefix, _, text = value.get_secret_value().partition("_")
+        if prefix != "whsec" or not 24 <= len(base64.b64decode(text + "=" * (-len(text) % 4), validate=True)) <= 64:
+            raise ValueError("not such a secret")
+    return value
+
+
 def _expect(description: str) -> Any:
     return Field(description=description)
 
@@ -70,6 +79,8 @@ RedisUrl = Annotated[
 ]
 PostgresUrl = Annotated[SecretStr | None, _starts_with("postgresql", "postgres"), _expect("a URL that starts with postgresql://")]
 SentryDsn = Annotated[SecretStr | None, _starts_with("https", "http"), _expect("a URL that starts with https:// or http://")]
+
+WebhookSecret = Annotated[SecretStr | None, AfterValidator(_webhook_secret), _expect("whsec_ and 24 to 64 bytes in base64")]
 
 
 def _default_backend(valid: dict[str, Any]) -> Literal["memory", "redis"]:
@@ -107,6 +118,9 @@ class Settings(BaseSettings):
     """Every `COMM_HMAC_KEY_<NAME>`, by NAME as it is written there."""
     comm_qos: Qos = "at-least-once"
     comm_idempotency_ttl_sec: Count = 86400
+
+    webhook_secret: WebhookSecret = None
+    """Signs what is told to `callback_url`, by standardwebhooks.com; in production the function webhook needs it."""
 
     orch_enabled: Flag = True
     orch_max_retries: Annotated[int, Field(ge=0), _expect("a whole number, 0 or more")] = 3
@@ -227,7 +241,7 @@ _SECRETS = tuple(name for name, field in Settings.model_fields.items() if _holds
 _KEY_PREFIX = "COMM_HMAC_KEY_"
 _KEY_VARIABLE = re.compile(rf"{_KEY_PREFIX}([A-Z0-9][A-Z0-9_]*)")
 _FIELDS = {variable_of(name): name for name in Settings.model_fields if name != "comm_hmac_keys"}
-_OWN_PREFIXES = ("AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_")
+_OWN_PREFIXES = ("AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_", "WEBHOOK_")
 # GitHub's hosted runners set it for every job: refusing it would keep the platform from starting there.
 _FOREIGN = frozenset({"AGENT_TOOLSDIRECTORY"})
 _REQUIRED_IN_PRODUCTION = (

@@ -23,6 +23,7 @@
         ├── CircuitOpen              a breaker refuses calls for now
         ├── BusUnavailable           the message bus
         ├── StoreUnavailable         the database or the guards' store
+        ├── HostUnavailable          a host that somebody named: no such name, no connection, no answer, or not now
         └── ModelUnavailable         the model: 5xx, no connection
             └── OutcomeUnknown       no answer came: the call may have been carried out, and charged
 
@@ -138,6 +139,10 @@ class BusUnavailable(Transient):
 
 class StoreUnavailable(Transient):
     """The database, or the store behind the guards, cannot be reached or refuses work."""
+
+
+class HostUnavailable(Transient):
+    """A host that somebody named does not answer, or says that it cannot now."""
 
 
 class ModelUnavailable(Transient):

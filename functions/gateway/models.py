@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from shared.messages import Budget, Usage, WorkflowRequested
-from shared.messages.payloads import Name, StepId, WorkflowId
+from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
 from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
 from shared.state import LetterState
 
@@ -45,6 +45,12 @@ class SubmitRequest(WorkflowRequested):
     )
     budget: Budget = Field(default=Budget(), description="Limits that replace the definition's; what is left out stays as it is.")
     priority: int = Field(default=0, ge=-100, le=100, description="Where others wait for a slot too, the highest comes first.")
+    callback_url: CallbackUrl | None = Field(
+        default=None,
+        description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
+        "An http or https address on the public internet.",
+        examples=["https://example.org/hooks/agent-team"],
+    )
 
 
 class CancelRequest(_Part):

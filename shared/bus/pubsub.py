@@ -87,16 +87,16 @@ class PubSubBus:
             raise BusUnavailable("the Pub/Sub bus is closed; it takes no more messages or subscriptions")
 
 
-async def create(project: str, subscriptions: Iterable[Subscription], *, emulator: str, topics: Iterable[str] = ()) -> None:
-    """Give an emulator the subscriptions that it lacks, to be pulled, and their topics, dead-letter topics included, and `topics`.
+async def create(project: str, subscriptions: Iterable[Subscription], *, emulator: str) -> None:
+    """Give an emulator the subscriptions that it lacks, to be pulled, and their topics, dead-letter topics included.
 
     Deadlines become whole seconds from 10 to 600, backoffs at most 600 s, attempts 5 to 100: what Pub/Sub can keep.
     """
     wanted = list(subscriptions)
-    of_them = {one.topic for one in wanted} | {one.dead_letter_topic for one in wanted if one.dead_letter_topic is not None}
+    topics = {one.topic for one in wanted} | {one.dead_letter_topic for one in wanted if one.dead_letter_topic is not None}
     service = PubSubService(project, emulator=emulator)
     try:
-        await asyncio.gather(*(service.create_topic(topic) for topic in sorted(of_them.union(topics))))
+        await asyncio.gather(*(service.create_topic(topic) for topic in sorted(topics)))
         await asyncio.gather(*(service.create_subscription(one) for one in wanted))
     finally:
         await service.close()

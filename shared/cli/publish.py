@@ -35,6 +35,9 @@ def publish(
         str | None, typer.Option("--id", metavar="ID", help="The message's id: one that was published before starts nothing.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, max=_MOST, help="How many workflows to start, under the ids ID-1, ID-2, ….")] = 1,
+    callback_url: Annotated[
+        str | None, typer.Option("--callback-url", metavar="URL", help="Where to tell the end, as a signed webhook.")
+    ] = None,
     printed: Annotated[
         bool, typer.Option("--print", help="Publish nothing; print the gcloud commands that would, for machines without this one.")
     ] = False,
@@ -46,7 +49,9 @@ def publish(
         from shared.cli.inputs import find_definition, read_input
         from shared.cli.output import write_json
         from shared.errors import InputError
+        from shared.messages import WorkflowRequested
         from shared.runtime import Runtime
+        from shared.runtime.requests import check_callback
 
         live = Runtime(settings, serves=("cli",))
         if workflow.endswith((".yaml", ".yml")):
@@ -55,7 +60,10 @@ def publish(
         given = read_input(
             definition, source=source, params=param if param is not None else (), max_bytes=settings.max_payload_bytes
         )
-        messages = _messages(live, definition.name, given, _ids(live, id, count))
+        check_callback(live, callback_url)
+        wanted = WorkflowRequested(workflow=definition.name, input=given, callback_url=callback_url)
+        sender = live.sender("cli")
+        messages = [sender.request(wanted, id=one) for one in _ids(live, id, count)]
         requests = [_request(live, message) for message in messages]
         if printed:
             commands = [gcloud_command(message, project=settings.gcp_project_id) for message in messages]
@@ -92,13 +100,6 @@ def _ids(live: "Runtime", id: str | None, count: int) -> list[str]:
 
     first = workflow_id(live.clock.now()).replace("wf_", "req_") if id is None else id
     return [first] if count == 1 else [f"{first}-{number}" for number in range(1, count + 1)]
-
-
-def _messages(live: "Runtime", workflow: str, given: dict[str, Any], ids: list[str]) -> "list[Message]":
-    from shared.messages import WorkflowRequested
-
-    sender, wanted = live.sender("cli"), WorkflowRequested(workflow=workflow, input=given)
-    return [sender.request(wanted, id=id) for id in ids]
 
 
 def _request(live: "Runtime", message: "Message") -> dict[str, Any]:

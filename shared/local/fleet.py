@@ -27,7 +27,6 @@ from shared.local.platform import prepare_database
 from shared.local.processes import Process
 from shared.local.servers import emulator_command, redis_command
 from shared.runtime import Runtime
-from shared.runtime.sender import WORKFLOW_RESULTS
 from shared.runtime.spec import FunctionSpec
 from shared.telemetry import describe_error
 
@@ -133,7 +132,6 @@ class Fleet:
             # What the emulator handed to a pull that broke off comes again soon; the bridge extends what is being worked on.
             [replace(one, ack_deadline_seconds=LEASE_SECONDS) for spec in specs.values() for one in spec.subscriptions()],
             emulator=self.environment["PUBSUB_EMULATOR_HOST"],
-            topics=[WORKFLOW_RESULTS],
         )
 
     def _worker(self, name: str) -> Process:

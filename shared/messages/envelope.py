@@ -1,6 +1,6 @@
 """Envelopes: CloudEvents 1.0 in structured JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md).
 
-    {"specversion": "1.0", "id": "wf_…/draft/1", "source": "/agent-team/orchestrator", "type": "agentteam.step.dispatched.v1",
+    {"specversion": "1.0", "id": "wf_…/draft/1", "source": "/agent-team/state", "type": "agentteam.step.dispatched.v1",
      "subject": "wf_…/draft", "time": "2026-01-01T00:00:00Z", "expirytime": "2026-01-02T00:00:00Z", "correlationid": "wf_…",
      "causationid": "…", "traceparent": "00-…", "datacontenttype": "application/json", "data": {…}}
 

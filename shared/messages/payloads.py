@@ -92,6 +92,10 @@ class Budget(Payload):
     deadline_seconds: float | None = Field(default=None, gt=0)
 
 
+CallbackUrl = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+"""Where a workflow's end is told. Which addresses may be called is checked where it is taken, and again when it is called."""
+
+
 class WorkflowRequested(Payload):
     """`agentteam.workflow.requested.v1`: somebody wants a workflow run."""
 
@@ -99,6 +103,7 @@ class WorkflowRequested(Payload):
     input: dict[str, Any] = Field(default_factory=dict)
     budget: Budget = Budget()
     priority: int = Field(default=0, ge=-100, le=100)
+    callback_url: CallbackUrl | None = None
 
 
 class StepDispatched(Payload):
@@ -171,14 +176,19 @@ class WorkflowCancelled(Payload):
 
 
 class WorkflowFinished(Payload):
-    """`agentteam.workflow.finished.v1`: a workflow ended; sent once per workflow."""
+    """`agentteam.workflow.finished.v1`: a workflow ended.
+
+    `output_omitted`: there is an output, which is too large for a message; the state has it.
+    """
 
     workflow: WorkflowId
     name: Name
     status: Literal["SUCCESS", "FAILED", "CANCELLED"]
     output: Any = None
+    output_omitted: bool = False
     error: ErrorInfo | None = None
     usage: Usage = Usage()
+    callback_url: CallbackUrl | None = None
 
 
 TYPES: dict[str, type[Payload]] = {

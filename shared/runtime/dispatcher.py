@@ -121,6 +121,7 @@ class Dispatcher:
             "status": status,
             "error": None if error is None else ErrorInfo(type=error["type"], message=error["message"][:2000]),
             "usage": Usage(**command["usage"]),
+            "callback_url": command["callback_url"],
         }
         about: dict[str, Any] = {
             "resumed": command["resumed"],
@@ -131,7 +132,7 @@ class Dispatcher:
         try:
             return self._sender.finished(complete, **about)
         except AgentTeamError:  # the output is over the limit of a message; the state has it
-            return self._sender.finished(WorkflowFinished(**payload), **about)
+            return self._sender.finished(WorkflowFinished(**payload, output_omitted=True), **about)
 
 
 def _failed(command: Command, error: AgentTeamError) -> Event:

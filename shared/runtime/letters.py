@@ -37,6 +37,7 @@ _LONGEST_MESSAGE = 500
 _CAUSES = {
     "StoreUnavailable": "store",
     "BusUnavailable": "bus",
+    "HostUnavailable": "host",
     "ModelUnavailable": "model",
     "CircuitOpen": "model",
     "RateLimited": "quota",
@@ -50,8 +51,8 @@ _log = logging.getLogger(__name__)
 def cause_of(reason: str, last_error: Mapping[str, Any] | None) -> str:
     """The group that a letter belongs to, of a small vocabulary, so that what failed alike can be redriven together.
 
-    `rejected:<reason>`, store, bus, model, quota, configuration, `unknown:<class>` by the class of the last error, timeout when
-    no delivery said why it failed, and unknown for messages of which nobody would have noted it.
+    `rejected:<reason>`, store, bus, host (one that a webhook is for), model, quota, configuration, `unknown:<class>` by the class
+    of the last error, timeout when no delivery said why it failed, and unknown for messages of which nobody would have noted it.
     """
     if reason.startswith("rejected: "):
         return f"rejected:{reason.removeprefix('rejected: ')}"

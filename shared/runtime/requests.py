@@ -11,13 +11,17 @@ from shared.workflows import requested
 def request_event(
     live: Runtime, wanted: WorkflowRequested, *, workflow: str, request_key: str | None = None, traceparent: str | None = None
 ) -> dict[str, Any]:
-    """The `workflow.requested` event. Raises InputError for a workflow that is not there or does not take the input."""
+    """The `workflow.requested` event.
+
+    Raises InputError for a workflow that is not there or does not take the input, and for a `callback_url` that may not be called.
+    """
     if not live.settings.orch_enabled:
         raise ConfigurationError("workflows are switched off; set ORCH_ENABLED=true to run them")
     definition = live.definitions.get(wanted.workflow)
     if definition is None:
         known = ", ".join(sorted(live.definitions))
         raise InputError(f"there is no workflow {wanted.workflow!r}; there are: {known}")
+    check_callback(live, wanted.callback_url)
     return requested(
         definition,
         workflow=workflow,
@@ -25,6 +29,19 @@ def request_event(
         budget=wanted.budget,
         priority=wanted.priority,
         request_key=request_key,
+        callback_url=wanted.callback_url,
         default_max_retries=live.max_retries,
         traceparent=traceparent,
     )
+
+
+def check_callback(live: Runtime, url: str | None) -> None:
+    """Raises InputError for an address that may not be called, as far as that can be told without asking where its name leads."""
+    if url is None:
+        return
+    from shared.http.addresses import parse
+
+    try:
+        parse(url, live.callback_gate)
+    except InputError as refusal:
+        raise InputError(f"callback_url: {refusal}") from None

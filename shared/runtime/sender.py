@@ -11,6 +11,8 @@ WORKFLOW_EVENTS = "workflow-events"
 WORKFLOW_REQUESTS = "workflow-requests"
 WORKFLOW_RESULTS = "workflow-results"
 WORKFLOW_SCHEDULES = "workflow-schedules"
+_STATE = "state"
+"""The source of what `advance` commands: whoever carries a command out once more sends a copy, not another message."""
 UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
 """They carry plain messages, from publishers that IAM lets in."""
 
@@ -35,12 +37,13 @@ class Sender:
         workflow: str,
         cause: str | None = None,
         traceparent: str | None = None,
+        source: str | None = None,
     ) -> Message:
-        """A sealed message. Raises InputError when it would be too large."""
+        """A sealed message, from this function or from `source`. Raises InputError when it would be too large."""
         envelope = Envelope.create(
             payload,
             id=id,
-            source_function=self.function,
+            source_function=self.function if source is None else source,
             subject=subject,
             now=self.clock.now(),
             ttl_seconds=self.ttl_seconds,
@@ -57,6 +60,7 @@ class Sender:
             f"agent-{payload.agent}",
             payload,
             id=dispatch_id(payload.workflow, payload.step, payload.attempt, payload.deferrals),
+            source=_STATE,
             subject=f"{payload.workflow}/{payload.step}",
             workflow=payload.workflow,
             cause=cause,
@@ -69,6 +73,7 @@ class Sender:
             WORKFLOW_RESULTS,
             payload,
             id=finished_id(payload.workflow, resumed),
+            source=_STATE,
             subject=payload.workflow,
             workflow=payload.workflow,
             cause=cause,

@@ -1,5 +1,6 @@
 """Settings → live objects, each opened when it is first used: a cold function loads only what it needs."""
 
+import base64
 import logging
 import os
 import secrets
@@ -24,6 +25,7 @@ from shared.telemetry import configure_logging, redact_values
 
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
+    from shared.http.addresses import Gate
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import PushTokens
     from shared.runtime.spec import FunctionSpec
@@ -65,9 +67,37 @@ class Runtime:
         """The keys that sign and verify. Outside production a secret that is not given is made, and kept in AGENT_TEAM_HOME."""
         settings = self.settings
         given = settings.comm_hmac_default_secret
-        default = _local_secret(settings.agent_team_home) if given is None else given.get_secret_value()
+        default = (
+            _local_secret(settings.agent_team_home, "hmac-secret", secrets.token_urlsafe(48))
+            if given is None
+            else given.get_secret_value()
+        )
         keys = {name: secret.get_secret_value() for name, secret in settings.comm_hmac_keys.items()}
         return KeyRing(settings.comm_hmac_active_key_id, keys, default=default)
+
+    @cached_property
+    def webhook_secret(self) -> str:
+        """Signs outgoing webhooks. Outside production one that is not given is made, and kept in AGENT_TEAM_HOME.
+
+        Raises ConfigurationError in production without one.
+        """
+        given = self.settings.webhook_secret
+        if given is not None:
+            return given.get_secret_value()
+        if self.settings.is_production:
+            expected = Settings.model_fields["webhook_secret"].description
+            raise ConfigurationError(f"WEBHOOK_SECRET is not set, and webhooks cannot be signed without; set it to {expected}")
+        new = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
+        made = _local_secret(self.settings.agent_team_home, "webhook-secret", new)
+        redact_values(made)
+        return made
+
+    @cached_property
+    def callback_gate(self) -> "Gate":
+        """Which addresses may be given as `callback_url`: the public internet's, and outside production this machine's."""
+        from shared.http.addresses import Gate  # loads an HTTP client
+
+        return Gate(loopback=not self.settings.is_production)
 
     @cached_property
     def bus(self) -> Bus:
@@ -257,17 +287,17 @@ def open_runtime(*, serves: Collection[str] | None) -> Runtime:
     return Runtime(settings, serves=serves)
 
 
-def _local_secret(home: Path) -> str:
-    """The secret of this machine's platform, made on first use and readable by its owner alone."""
-    file = home / "hmac-secret"
+def _local_secret(home: Path, name: str, new: str) -> str:
+    """A secret of this machine's platform, which becomes `new` on first use and is readable by its owner alone."""
+    file = home / name
     try:
         home.mkdir(parents=True, exist_ok=True)
         if not file.exists():
             # Written aside and then linked: nobody ever sees half a secret, and of two that make one the first wins.
-            with tempfile.NamedTemporaryFile("w", dir=home, encoding="ascii") as new, suppress(FileExistsError):
-                new.write(secrets.token_urlsafe(48))
-                new.flush()
-                os.link(new.name, file)
+            with tempfile.NamedTemporaryFile("w", dir=home, encoding="ascii") as aside, suppress(FileExistsError):
+                aside.write(new)
+                aside.flush()
+                os.link(aside.name, file)
         return file.read_text(encoding="ascii")
     except OSError as error:
         raise ConfigurationError(

@@ -52,6 +52,7 @@ DECLARED = (
     Metric("envelope.rejected", "counter", ("reason",), "Messages that were not trusted or not understood."),
     Metric("delivery.duplicate", "counter", (), "Copies of messages that were done or being worked on."),
     Metric("dead_letter.count", "counter", (), "Messages that used up their delivery attempts."),
+    Metric("webhook.sent", "counter", ("outcome",), "Calls of callback_url: accepted, refused for good, or failed for now."),
     Metric("bus.backlog", "gauge", ("subscription",), "Messages of the subscription's topic that are not settled."),
     Metric("bus.oldest_unacked_seconds", "gauge", ("subscription",), "Age of its oldest unsettled message."),
     Metric("dead_letter.redriven", "counter", (), "Dead letters that were sent again."),

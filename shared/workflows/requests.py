@@ -45,7 +45,7 @@ def requested(
         "type": "workflow.requested",
         "workflow": workflow,
         "request_key": request_key,
-        "request_hash": _request_hash(definition.name, input, own, priority),
+        "request_hash": _request_hash(definition.name, input, own, priority, callback_url),
         "name": definition.name,
         "version": definition.version,
         "input": complete,
@@ -63,9 +63,11 @@ def requested(
     }
 
 
-def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int) -> str:
+def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int, callback_url: str | None) -> str:
+    # Requests that were made before there were callbacks keep their hash.
+    asked = [name, input, budget, priority, *([] if callback_url is None else [callback_url])]
     try:
-        canonical = orjson.dumps([name, input, budget, priority], option=orjson.OPT_SORT_KEYS)
+        canonical = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as exc:
         raise InputError(
             f"input of {name} cannot be written as JSON; send text, numbers, booleans, null, lists and objects"

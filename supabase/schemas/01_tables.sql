@@ -48,12 +48,15 @@ comment on column workflows.output_template is 'Opaque here: rendered outside fr
 comment on column workflows.steps_open is 'Steps that have not ended. At 0 the output is rendered and the workflow ends.';
 comment on column workflows.seq is 'The last history entry.';
 comment on column workflows.admitted_by is 'The workflow whose end gave this one its slot: its last event returns our first commands again.';
-comment on column workflows.wake_at is 'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment.';
+comment on column workflows.wake_at is
+    'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment. Of one that ended: when to tell its callback again.';
 comment on column workflows.resumed is 'How often it went on after it had failed. Each time it ends anew, and says so in a message of its own.';
 
 -- Both stay as small as the number of workflows that run or wait for a slot.
 create index workflows_running on workflows (id) where status = 'RUNNING';
 create index workflows_queued on workflows (priority desc, id) where status = 'QUEUED';
+-- Not by wake_at, which changes with each dispatch: an index that knew it would end heap-only updates.
+create index workflows_called_back on workflows (finished_at) where callback_url is not null;
 
 create table steps (
     workflow_id text collate "C" not null,

@@ -288,7 +288,8 @@ begin
     where s.workflow_id = workflow and not _is_final(s.status);
     get diagnostics stopped = row_count;
     update workflows as w
-    set status = outcome, error = why, output = result, finished_at = moment, wake_at = null
+    set status = outcome, error = why, output = result, finished_at = moment,
+        wake_at = case when w.callback_url is not null then moment + interval '1 minute' end
     where w.id = workflow;
     perform _write(
         array[row(

@@ -102,10 +102,21 @@ begin
         set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
         where w.id = wf.id and w.status = 'RUNNING';
     end loop;
+    for wf in
+        select w.id from workflows as w
+        -- Whoever was to tell of an end may be gone: it is told twice, and whoever tells the callback knows the copy.
+        where w.callback_url is not null and w.finished_at > moment - interval '1 hour' and (w.wake_at <= moment or recover and w.wake_at is not null)
+        order by w.finished_at
+        limit coalesce((event ->> 'limit')::integer, 500)
+        for update skip locked
+    loop
+        update workflows as w set wake_at = null where w.id = wf.id;
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
+    end loop;
     return effect;
 end;
 $$;
-comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed. With recover: whatever was running starts again, expired or not.';
+comment on function _on_tick is 'tick: timers that are due, leases that ran out, deadlines that passed, ends to be told again. With recover: whatever was running starts again, expired or not.';
 
 create function _on_due(s steps, recover boolean, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$

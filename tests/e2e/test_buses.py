@@ -11,6 +11,8 @@ import pytest_asyncio
 from shared.ai.offline import NOTICE
 from shared.local.servers import redis_binary
 from tests.support import pubsub
+from tests.support.live import until
+from tests.support.receivers import answer, receiver
 from tests.support.reports import brief, database_home, outputs
 from tests.support.servers import missing
 from tests.support.serving import ROOT, Served, serving
@@ -52,6 +54,18 @@ async def test_what_was_unfinished_goes_on_with_the_next_start(bus: str) -> None
             assert await second.end() == 0
     assert {report["status"] for report in reports} == {"SUCCESS"}
     assert {step["attempt"] for report in reports for step in report["steps"]} == {1}
+
+
+async def test_whoever_asked_is_told_of_the_end(served: tuple[str, Served]) -> None:
+    _, platform = served
+    async with receiver(answer(503), answer(200)) as hook:
+        id = await platform.submit(brief(0), key="told", callback_url=hook.url)
+        [report] = await platform.ended([id], within_seconds=60)
+        await until(lambda: len(hook.calls) == 2, within_seconds=60)
+    first, second = (call.verified((platform.home / "webhook-secret").read_text()) for call in hook.calls)
+    assert first == second
+    data = second["data"]
+    assert (data["id"], data["status"], data["output"], data["usage"]) == (id, "SUCCESS", report["output"], report["usage"])
 
 
 async def test_a_report_is_written(served: tuple[str, Served]) -> None:

@@ -73,6 +73,42 @@ async def test_a_workflow_whose_last_step_passes_the_budget_still_succeeds(door:
     assert one(await door.advance(rendered()), "finished")["status"] == "SUCCESS"
 
 
+# Ends that a callback is told of
+
+HOOK = "https://example.org/hook"
+
+
+@pytest.mark.parametrize("end", [cancelled(), failed("a", permanent=True)])
+async def test_an_end_is_told_once_more_a_minute_later_should_whoever_was_to_tell_be_gone(door: Door, end: Event) -> None:
+    await door.advance(requested([step("a")], callback_url=HOOK), requested([step("a")], "wf_2"))
+    await door.advance(end, cancelled("wf_2"))
+    first = one(await door.repeat(end), "finished")
+    door.wait(59)
+    assert await door.advance(tick()) == []
+    door.wait(1)
+    assert one(await door.advance(tick()), "finished") == first
+    door.wait(60)
+    assert await door.advance(tick()) == []
+
+
+async def test_an_end_that_the_sweeper_itself_brought_is_told_once_more(door: Door) -> None:
+    await door.advance(requested([step("a")], callback_url=HOOK, deadline_seconds=10))
+    door.wait(10)
+    assert kinds(await door.advance(tick())) == ["finished"]
+    door.wait(60)
+    assert kinds(await door.advance(tick())) == ["finished"]
+    assert await door.advance(tick()) == []
+
+
+async def test_after_a_restart_ends_are_told_again_at_once_and_old_ones_never(door: Door) -> None:
+    for workflow, minutes in (("wf_1", 61), ("wf_2", 0)):
+        await door.advance(requested([step("a")], workflow, callback_url=HOOK))
+        await door.advance(cancelled(workflow))
+        door.wait(60 * minutes)
+    assert [command["workflow"] for command in await door.advance(tick(recover=True))] == ["wf_2"]
+    assert await door.advance(tick(recover=True)) == []
+
+
 # Admission
 
 

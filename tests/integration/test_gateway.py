@@ -44,6 +44,7 @@ from tests.support.doubles import SECRET, RememberingBus, SabotagedBus, Saboteur
 ROOT = Path(__file__).parents[2]
 UNKNOWN = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
 BRIEF = {"workflow": "report", "input": {"brief": "Why was the ferry late?"}}
+HOOK = {"callback_url": "https://example.org/hook"}
 PRIVATE = "very-private-value"
 TRACE = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -144,6 +145,29 @@ async def test_a_submitted_workflow_is_accepted_started_and_found_at_its_links(
     assert (await client.get(accepted.links.history)).status_code == 200
 
 
+async def test_a_callback_is_kept_for_the_end_and_shown_to_nobody(client: httpx.AsyncClient, bus: RememberingBus) -> None:
+    url = f"https://example.org/hook?token={PRIVATE}"
+    id = await submitted(client, callback_url=url)
+    await client.post(f"/v1/workflows/{id}/cancel")
+
+    told = [orjson.loads(message.data)["data"] for message in bus.published if message.topic == "workflow-results"]
+    assert [(one["status"], one["callback_url"]) for one in told] == [("CANCELLED", url)]
+    for path in ("", f"/{id}", f"/{id}/history"):
+        assert PRIVATE not in (await client.get(f"/v1/workflows{path}")).text
+
+
+async def test_a_callback_that_may_not_be_called_is_refused_at_once(stateless: httpx.AsyncClient) -> None:
+    for url in (
+        "http://10.0.0.1:9000/hook",
+        f"https://user:{PRIVATE}@example.org/",
+        "https://example.org:8443/",
+        "ftp://example.org/",
+    ):
+        answer = await stateless.post("/v1/workflows", json=BRIEF | {"callback_url": url})
+        assert problem_in(answer, 422).detail.startswith("callback_url: the address cannot be called: ")
+        assert PRIVATE not in answer.text
+
+
 async def test_without_a_key_the_same_body_starts_another_workflow(client: httpx.AsyncClient) -> None:
     assert await submitted(client) != await submitted(client)
 
@@ -165,7 +189,12 @@ async def test_the_same_key_with_another_body_is_refused(client: httpx.AsyncClie
     await client.post("/v1/workflows", json=BRIEF, headers=headers)
     published = len(bus.published)
 
-    for other in (BRIEF | {"input": {"brief": PRIVATE}}, BRIEF | {"priority": 1}, BRIEF | {"budget": {"max_steps": 3}}):
+    for other in (
+        BRIEF | {"input": {"brief": PRIVATE}},
+        BRIEF | {"priority": 1},
+        BRIEF | {"budget": {"max_steps": 3}},
+        BRIEF | HOOK,
+    ):
         answer = await client.post("/v1/workflows", json=other, headers=headers)
         problem = problem_in(answer, 422)
         assert problem.type == "urn:agent-team:problem:idempotency-key-reused"

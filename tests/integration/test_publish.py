@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -101,6 +102,22 @@ def test_an_id_that_was_published_before_starts_nothing(publish: Run, bus: Remem
     assert "order-4711" in bus.published[0].data.decode()
 
 
+def test_a_callback_travels_with_the_request(publish: Run, bus: RememberingBus, database: str, tmp_path: Path) -> None:
+    url = "https://example.org/hook"
+    assert publish("report", "-p", "brief=x", "--callback-url", url).exit_code == 0
+    (workflow,) = taken(database, tmp_path, bus.published)
+    assert asyncio.run(callback_of(database, workflow["id"])) == url
+
+
+async def callback_of(database: str, workflow: str) -> str | None:
+    connection = await asyncpg.connect(database)
+    try:
+        url: str | None = await connection.fetchval("select callback_url from workflows where id = $1", workflow)
+        return url
+    finally:
+        await connection.close()
+
+
 def test_a_thousand_are_published_in_one_call(publish: Run, bus: RememberingBus) -> None:
     result = publish("report", "-p", "brief=x", "--id", "load", "--count", 1000, "--json")
     requests = json.loads(result.stdout)["requests"]
@@ -114,6 +131,8 @@ def test_a_thousand_are_published_in_one_call(publish: Run, bus: RememberingBus)
     [
         (("reprot",), "did you mean 'report'?"),
         (("report",), "needs 'brief'"),
+        (("report", "-p", "brief=x", "--callback-url", "http://10.0.0.1/"), "callback_url: the address cannot be called"),
+        (("report", "-p", "brief=x", "--callback-url", ""), "callback_url: the address cannot be called"),
         (("my.yaml",), "publish takes the name of a workflow"),
         (("report", "-p", "brief=x", "--id", "a\nb"), "id is not 1 to 1024 printable characters"),
         (("report", "-p", f"brief={'x' * 524_000}"), "over the 524288 of MAX_PAYLOAD_BYTES"),

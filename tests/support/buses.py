@@ -25,7 +25,7 @@ async def serving(provider: str, subscriptions: Sequence[Subscription]) -> Async
         elif provider == "pubsub":
             pubsub.require()
             where |= {"gcp_project": "tests", "pubsub_emulator": stack.enter_context(pubsub.emulator())}
-            await create("tests", subscriptions, emulator=where["pubsub_emulator"], topics=["workflow-results"])
+            await create("tests", subscriptions, emulator=where["pubsub_emulator"])
         memory = MemoryBus(clock, max_bytes=100 * MAX_BYTES)
         opened: list[Bus] = [memory]
 

@@ -26,9 +26,9 @@ class Served:
     process: asyncio.subprocess.Process
     client: httpx.AsyncClient
 
-    async def submit(self, brief: str, *, key: str) -> str:
-        """The id of a report on `brief`."""
-        body = {"workflow": "report", "input": {"brief": brief}}
+    async def submit(self, brief: str, *, key: str, **more: Any) -> str:
+        """The id of a report on `brief`; `more` goes into the request."""
+        body = {"workflow": "report", "input": {"brief": brief}, **more}
         answer = await self.client.post("/v1/workflows", json=body, headers={"idempotency-key": key})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.ai.tools.addresses import is_public, parse
 from shared.errors import InputError
+from shared.http.addresses import Gate, is_public, parse
 
 PRIVATE_V4 = (
     "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.100.100.200", "127.0.0.1", "127.255.255.254", "168.63.129.16",
@@ -60,6 +60,53 @@ def test_what_is_public_is_global_unicast(address: ipaddress.IPv6Address) -> Non
 def test_a_plain_address_is_taken_apart(url: str, host: str, port: int, target: str) -> None:
     parsed = parse(url)
     assert (parsed.host.decode(), parsed.port, parsed.target.decode()) == (host, port, target)
+
+
+LOOPBACK = Gate(loopback=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://127.0.0.1:9000/hook", "127.0.0.1", 9000),
+        ("https://127.1.2.3/", "127.1.2.3", 443),
+        ("http://[::1]:1/", "::1", 1),
+        ("http://LOCALHOST:65535/", "localhost", 65535),
+        ("https://example.org/", "example.org", 443),
+    ],
+)
+def test_where_loopback_is_let_through_its_own_names_are_taken_on_any_port(url: str, host: str, port: int) -> None:
+    parsed = parse(url, LOOPBACK)
+    assert (parsed.host.decode(), parsed.port) == (host, port)
+
+
+@pytest.mark.parametrize("address", [*PRIVATE_V4, *PRIVATE_V6])
+def test_loopback_lets_no_other_private_address_through(address: str) -> None:
+    own = address in ("::1", "127.0.0.1", "127.255.255.254")
+    url = f"http://[{address}]/" if ":" in address else f"http://{address}/"
+    with pytest.raises(InputError):
+        parse(url)
+    if own:
+        parse(url, LOOPBACK)
+    else:
+        with pytest.raises(InputError):
+            parse(url, LOOPBACK)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://127.1:9000/", "http://2130706433/", "http://localhost.:9000/", "http://a.localhost/", "http://0.0.0.0:9000/",
+     "http://[::ffff:127.0.0.1]/", "http://user@127.0.0.1:9000/", "http://127.0.0.1:0/", "http://example.org:9000/", "ftp://localhost/"],
+)  # fmt: skip
+def test_loopback_must_be_written_plainly(url: str) -> None:
+    with pytest.raises(InputError):
+        parse(url, LOOPBACK)
+
+
+@pytest.mark.parametrize("url", ["http://[2606:4700:4700::1111]public.test/", "http://[2606:4700:4700::1111].public.test:80/"])
+def test_a_host_is_a_name_or_an_address(url: str) -> None:
+    with pytest.raises(InputError, match="not both"):
+        parse(url)
 
 
 def test_how_to_write_an_international_name_is_told() -> None:

@@ -43,6 +43,7 @@ DEFAULTS = {
     "COMM_HMAC_DEFAULT_SECRET": "",
     "COMM_QOS": "at-least-once",
     "COMM_IDEMPOTENCY_TTL_SEC": "86400",
+    "WEBHOOK_SECRET": "",
     "ORCH_ENABLED": "true",
     "ORCH_MAX_RETRIES": "3",
     "AGENT_BUS_PROVIDER": "memory",
@@ -207,6 +208,13 @@ def test_a_value_that_cannot_be_used_is_named_with_what_is_expected(variable: st
         ("DATABASE_URL", "mysql://u:hunter2@db"),
         ("DATABASE_URL", "hunter2"),
         ("SENTRY_DSN", "publickey@sentry"),
+        ("WEBHOOK_SECRET", "x" * 40),
+        ("WEBHOOK_SECRET", "whsec_A"),
+        ("WEBHOOK_SECRET", "whsec-" + "A" * 32),
+        ("WEBHOOK_SECRET", "whsec_" + "A" * 31),
+        ("WEBHOOK_SECRET", "whsec_" + "A" * 88),
+        ("WEBHOOK_SECRET", "whsec_" + "A-_A" * 8),
+        ("WEBHOOK_SECRET", "whsec_" + "A" * 33),
     ],
 )
 def test_a_secret_that_cannot_be_used_is_named_and_not_shown(variable: str, value: str) -> None:
@@ -214,6 +222,18 @@ def test_a_secret_that_cannot_be_used_is_named_and_not_shown(variable: str, valu
     assert mistake.startswith(f"{variable} is not usable; expected ")
     assert value not in mistake
     assert "hunter2" not in mistake
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WEBHOOK_SECRET", "whsec_" + "A" * 32),
+        ("WEBHOOK_SECRET", "whsec_" + "A+/A" * 21 + "AA=="),
+        ("WEBHOOK_SECRET", "whsec_" + "A" * 86),
+    ],
+)
+def test_a_webhooks_secret_has_24_to_64_bytes_with_or_without_padding(variable: str, value: str) -> None:
+    load_settings({variable: value})
 
 
 @pytest.mark.parametrize(
@@ -276,6 +296,7 @@ def test_a_wrong_redis_url_is_one_mistake_and_not_three() -> None:
         ("COMM_HMAC_KEY_v2", "did you mean COMM_HMAC_KEY_<NAME>?"),
         ("ENABLE_XYZZY_PLUGH", "remove it"),
         ("AGENT_BUS", "did you mean AGENT_BUS_PROVIDER?"),
+        ("WEBHOOK_SECERT", "did you mean WEBHOOK_SECRET?"),
     ],
 )
 def test_an_unknown_variable_under_one_of_our_prefixes_is_a_misspelling(variable: str, hint: str) -> None:
@@ -310,7 +331,9 @@ printable = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size
 
 @given(
     secret=printable,
-    variable=st.sampled_from(["GEMINI_API_KEY", "COMM_HMAC_DEFAULT_SECRET", "COMM_HMAC_KEY_V2", "REDIS_URL", "DATABASE_URL"]),
+    variable=st.sampled_from(
+        ["GEMINI_API_KEY", "COMM_HMAC_DEFAULT_SECRET", "COMM_HMAC_KEY_V2", "REDIS_URL", "DATABASE_URL", "WEBHOOK_SECRET"]
+    ),
 )
 def test_no_secret_is_ever_shown(secret: str, variable: str) -> None:
     secret = f"<{secret}>"  # or it may happen to be a word that is shown anyway

@@ -394,7 +394,7 @@ def test_a_request_says_all_that_advance_has_to_know(report: Definition) -> None
         "type": "workflow.requested",
         "workflow": WORKFLOW,
         "request_key": "k",
-        "request_hash": hashlib.sha256(b'["report",{"brief":"b"},{},5]').hexdigest(),
+        "request_hash": hashlib.sha256(b'["report",{"brief":"b"},{},5,"https://example.com"]').hexdigest(),
         "name": "report",
         "version": 1,
         "input": {"brief": "b"},

@@ -31,6 +31,7 @@ from shared.runtime.letters import (
         (EXHAUSTED, None, "unknown"),
         (EXHAUSTED, "StoreUnavailable", "store"),
         (EXHAUSTED, "BusUnavailable", "bus"),
+        (EXHAUSTED, "HostUnavailable", "host"),
         (EXHAUSTED, "ModelUnavailable", "model"),
         (EXHAUSTED, "CircuitOpen", "model"),
         (EXHAUSTED, "RateLimited", "quota"),

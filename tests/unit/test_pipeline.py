@@ -396,7 +396,7 @@ async def test_functions_claim_the_same_message_apart_from_each_other() -> None:
     stage = Stage()
     delivery = stage.dispatched()
     envelope = stage.opened(Message(delivery.topic, delivery.data, delivery.attributes))
-    assert claim_key("writer", envelope) == f"writer:/agent-team/orchestrator#{WORKFLOW}/draft/1"
+    assert claim_key("writer", envelope) == f"writer:/agent-team/state#{WORKFLOW}/draft/1"
     assert claim_key("critic", envelope) != claim_key("writer", envelope)
 
 

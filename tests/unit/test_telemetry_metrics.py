@@ -24,6 +24,7 @@ PROMISED = {
     ),
     *("step.retried", "step.deferred", "step.lease_expired"),
     *("bus.backlog", "bus.oldest_unacked_seconds"),
+    "webhook.sent",
     *("envelope.rejected", "delivery.duplicate", "dead_letter.count", "dead_letter.redriven"),
     "guards.outage",
     *("ai.requests", "ai.requests_per_second", "ai.rate_limit.denied", "ai.rate_limit.wait_ms", "ai.fallback", "ai.breaker.state"),

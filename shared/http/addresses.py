@@ -1,4 +1,4 @@
-"""Which addresses a model may have fetched: http and https, of hosts on the public internet and of nothing else.
+"""Which addresses may be called when somebody else names them: http and https, of hosts on the public internet and of nothing else.
 
 Two gates, and both must let it through. `parse` refuses what is not a plain address: other schemes and ports, user info, spellings
 that one parser reads otherwise than another. `PublicNetwork` stands where a connection is made: it resolves the name itself, wants
@@ -19,12 +19,12 @@ from urllib.parse import quote, urlsplit
 
 import httpcore
 
-from shared.errors import InputError
+from shared.errors import HostUnavailable, InputError
 
 LONGEST: Final = 2048
 PORTS: Final = frozenset({80, 443})
 
-_UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\\]")
+_UNPRINTABLE: Final = re.compile(r"[\x00-\x20\x7f-\xa0\\\ud800-\udfff]")
 _NAME: Final = re.compile(r"(?=.{4,253}\Z)(?:[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?\.)+[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """At least two labels, the last of which starts with a letter: no parser takes such a name for a number."""
 _INTERNAL: Final = ("arpa", "corp", "home", "internal", "intranet", "lan", "local", "localdomain", "localhost", "private")
@@ -70,15 +70,34 @@ async def resolve(host: str, port: int) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """What may be fetched. Everything but the default is for tests, whose servers are on this machine."""
+    """What may be called. The first three are for tests, whose servers are on this machine.
+
+    `loopback` lets this machine through as well, on any port, where it is written out: localhost, 127.0.0.1, [::1]. A name that
+    leads here is refused all the same.
+    """
 
     may_connect: Callable[[str], bool] = is_public
     resolve: Resolve = resolve
     ports: Collection[int] = PORTS
+    loopback: bool = False
+
+    def means_loopback(self, host: str) -> bool:
+        """Whether `host` is this machine, and may be."""
+        return self.loopback and (host == "localhost" or _is_loopback(host))
+
+    def lets_through(self, host: str, address: str) -> bool:
+        """Whether `address`, which `host` stands for, may be connected to."""
+        return _is_loopback(address) if self.means_loopback(host) else self.may_connect(address)
 
 
-def parse(url: str, ports: Collection[int] = PORTS) -> httpcore.URL:
-    """`url` taken apart. Raises InputError when it is not a plain http or https address with a public name or address literal."""
+PUBLIC: Final = Gate()
+
+
+def parse(url: str, gate: Gate = PUBLIC) -> httpcore.URL:
+    """`url` taken apart. Where its name leads is looked at when a connection is made.
+
+    Raises InputError when it is not a plain http or https address with a name, or with a literal that `gate` lets through.
+    """
     if len(url) > LONGEST:
         _refuse(f"it is longer than {LONGEST} characters")
     if _UNPRINTABLE.search(url) is not None:
@@ -93,9 +112,9 @@ def parse(url: str, ports: Collection[int] = PORTS) -> httpcore.URL:
     if "@" in parts.netloc or "%" in parts.netloc:
         _refuse("its host must be a plain name, without user and password")
     port = {"http": 80, "https": 443}[parts.scheme] if port is None else port
-    if port not in ports:
-        _refuse(f"its port must be {' or '.join(map(str, sorted(ports)))}")
-    host = _host(parts.netloc, parts.hostname or "")
+    host = _host(parts.netloc, parts.hostname or "", gate)
+    if port not in gate.ports and not (port and gate.means_loopback(host)):
+        _refuse(f"its port must be {' or '.join(map(str, sorted(gate.ports)))}")
     # Only what stands for itself in a path or query stays; the fragment is the reader's own business.
     target = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~") + (
         f"?{quote(parts.query, safe='/%:@!$&()*+,;=~?')}" if parts.query else ""
@@ -103,23 +122,41 @@ def parse(url: str, ports: Collection[int] = PORTS) -> httpcore.URL:
     return httpcore.URL(scheme=parts.scheme.encode(), host=host.encode(), port=port, target=target.encode())
 
 
-def _host(netloc: str, host: str) -> str:
+def _host(netloc: str, host: str, gate: Gate) -> str:
     if not host.isascii():
         _refuse("its host is not ASCII; write international names in their xn-- form")
     if netloc.startswith("["):
+        if netloc.partition("]")[2][:1] not in ("", ":"):
+            _refuse("its host must be a name or an address, not both")
         try:
-            return str(ipaddress.IPv6Address(host))
+            return _literal(str(ipaddress.IPv6Address(host)), gate)
         except ValueError:
             _refuse("its host is no IPv6 address")
     try:
-        return str(ipaddress.IPv4Address(host))
+        return _literal(str(ipaddress.IPv4Address(host)), gate)
     except ValueError:
         pass
+    if gate.means_loopback(host):
+        return host
     if _NAME.fullmatch(host) is None:
         _refuse("its host must be a full name such as www.example.org, or an address")
     if host.rpartition(".")[2] in _INTERNAL:
         _refuse("its host is not on the public internet")
     return host
+
+
+def _literal(host: str, gate: Gate) -> str:
+    if not gate.lets_through(host, host):
+        _refuse("its host is not on the public internet")
+    return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return ip.is_loopback if ip.version == 4 else ip == ipaddress.IPv6Address("::1")
 
 
 class PublicNetwork(httpcore.AsyncNetworkBackend):
@@ -137,12 +174,12 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        """Raises InputError, which names no address, when any address of `host` is not public."""
+        """Raises InputError, which names no address, when any address of `host` is not public, and HostUnavailable without any."""
         try:
             addresses = list(dict.fromkeys(await self._gate.resolve(host, port)))
         except (OSError, UnicodeError) as exc:
-            raise InputError("the page cannot be fetched: there is no such host") from exc
-        if not addresses or not all(self._gate.may_connect(address) for address in addresses):
+            raise HostUnavailable("there is no such host") from exc
+        if not addresses or not all(self._gate.lets_through(host, address) for address in addresses):
             _refuse("its host is not on the public internet")
         for address in addresses[:-1]:
             try:
@@ -165,4 +202,4 @@ class PublicNetwork(httpcore.AsyncNetworkBackend):
 
 
 def _refuse(reason: str) -> NoReturn:
-    raise InputError(f"the address cannot be fetched: {reason}")
+    raise InputError(f"the address cannot be called: {reason}")

@@ -1,0 +1,1 @@
+"""Tells whoever asked for a workflow that it has ended."""
