@@ -1,7 +1,7 @@
 """Keys of the API: made here, shown once, and kept as their SHA-256.
 
 A key is `atk_<id>_<secret>`. Its secret is 256 random bits: nobody can try them through, so that a fast hash keeps it as safe as a
-slow one, and costs no request the time that a password's hash takes (https://pages.nist.gov/800-63-4/sp800-63b.html, look-up secrets).
+slow one, and costs no request the time that a password's takes (NIST SP 800-63B, look-up secrets of 112 bits and more).
 """
 
 import hashlib
@@ -49,9 +49,9 @@ class ApiKeys:
         self._clock = clock
 
     async def add(self, name: str, scope: Scope) -> str:
-        """Make a key and return it: it cannot be read again. Raises InputError for a name that is none, Conflict for one in use."""
+        """Make a key and return it: it cannot be read again. Raises InputError for a wrong name, Conflict for one in use."""
         if _NAME.fullmatch(name) is None:
-            raise InputError(f"{name[:60]!r} cannot be a key's name; give up to 64 letters, digits, dots, hyphens, underscores and @")
+            raise InputError(f"{name[:60]!r} cannot be a key's name; give up to 64 of letters, digits and . _ - @")
         key = new_key()
         arguments = {"id": id_of(key), "name": name, "hash": digest(key), "scope": scope, **self._moment()}
         if not await self._caller.call("add_api_key", arguments):
