@@ -145,7 +145,9 @@ class Callers:
         try:
             async with asyncio.timeout(_DETAILS_SECONDS):
                 return await self.identify(headers) is not None
-        except (AgentTeamError, TimeoutError):
+        except Exception as error:
+            if not isinstance(error, AgentTeamError | TimeoutError):
+                _log.error("it cannot be told who asks", extra={"error": describe_error(error)})
             # Who runs the platform at home and has lost the database should learn why.
             return not (self._is_guarded or self._live.settings.is_production)
 
