@@ -215,7 +215,15 @@ async def test_a_caller_is_known_by_the_key_s_name(live: Runtime) -> None:
     callers = Callers(live)
     assert await callers.identify(shown(f"Bearer {one}")) == Caller("ci", "submit")
     assert await callers.identify(shown(f"bearer   {one} ")) == Caller("ci", "submit")
-    for wrong in ([], [one], [f"Basic {one}"], [f"Bearer{one}"], [f"Bearer {one}", f"Bearer {one}"], [f"Bearer {one} {one}"], ["Bearer \xe9"]):
+    for wrong in (
+        [],
+        [one],
+        [f"Basic {one}"],
+        [f"Bearer{one}"],
+        [f"Bearer {one}", f"Bearer {one}"],
+        [f"Bearer {one} {one}"],
+        ["Bearer \xe9"],
+    ):
         assert await callers.identify(shown(*wrong)) is None, wrong
 
 
