@@ -7,6 +7,7 @@ is allowed, `RateLimit` what is left of it (`r`) and in how many seconds it is w
 The minute begins with the client's first request. While the guards' store is down an instance allows its share of the limit.
 """
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -21,6 +22,8 @@ from functions.gateway.problems import TOO_MANY, problem
 from shared.errors import RateLimited
 from shared.guards import Window
 from shared.runtime import Runtime
+
+_log = logging.getLogger(__name__)
 
 UNLIMITED: Final = frozenset({"/health", "/health/ready"})
 """Asked by machines that restart what does not answer."""
@@ -40,7 +43,7 @@ class RateLimit:
         self._limit = live.settings.api_rate_per_minute
         self._policy = f'"{_NAME}";q={self._limit};w={_SECONDS:.0f}'
         self._seen: OrderedDict[str, tuple[float, int]] = OrderedDict()
-        """Of each address when its minute ends, and its requests here."""
+        """Of each address when its minute ends, and its requests here; one more than allowed when some were refused."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] in UNLIMITED:
@@ -78,7 +81,9 @@ class RateLimit:
         now = self._live.clock.monotonic()
         ends, used = self._seen.get(address, (0.0, 0))
         if refused_for is not None:
-            ends, used = now + refused_for, self._limit
+            if used <= self._limit:  # once a minute: whoever is refused may go on as fast as it can
+                _log.warning("rate limit: a client is refused", extra={"client": address, "status": "rejected"})
+            ends, used = now + refused_for, self._limit + 1
         elif ends <= now:
             ends, used = now + _SECONDS, 1
         else:

@@ -91,6 +91,16 @@ async def test_what_is_refused_does_not_count(api: Api, clock: ManualClock) -> N
     assert (await api.get()).status_code == 200
 
 
+async def test_the_log_names_a_client_that_is_refused_once_a_minute(
+    api: Api, clock: ManualClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        await api.many(110)
+        await clock.advance(60)
+    refusals = [record for record in caplog.records if record.getMessage() == "rate limit: a client is refused"]
+    assert [record.__dict__["client"] for record in refusals] == ["198.51.100.9"] * 2
+
+
 async def test_another_address_is_not_affected(api: Api) -> None:
     await api.many(101)
     assert (await api.get()).status_code == 429

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from functions.gateway import auth
 from functions.gateway.api import create_app
-from functions.gateway.auth import OPEN, Allowed, Caller, Callers
+from functions.gateway.auth import OPEN, Allowed, Caller, Callers, Gate
 from shared.clock import ManualClock
 from shared.config import Settings
 from shared.errors import StoreUnavailable
@@ -226,6 +226,20 @@ async def test_a_caller_is_known_by_the_key_s_name(live: Runtime) -> None:
         ["Bearer \xe9"],
     ):
         assert await callers.identify(shown(*wrong)) is None, wrong
+
+
+async def test_a_route_learns_who_calls(live: Runtime) -> None:
+    one = await live.store.keys.add("ci", "submit")
+    seen: list[Any] = []
+
+    async def route(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.append((scope["path"], scope.get("state")))
+
+    gate = Gate(route, callers=Callers(live))
+    for path in ("/v1/workflows", "/health"):
+        headers = [(b"authorization", f"Bearer {one}".encode())]
+        await gate({"type": "http", "path": path, "headers": headers}, cast("Any", None), cast("Any", None))
+    assert seen == [("/v1/workflows", {"caller": "ci", "scope": "submit"}), ("/health", None)]
 
 
 async def test_the_last_letter_of_a_key_counts_and_is_compared_in_constant_time(
