@@ -29,8 +29,23 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _split_text(value: str) -> tuple[str, ...]:
+    return tuple(name for part in value.split(",") if (name := part.strip()))
+
+
 def _split(value: object) -> object:
-    return tuple(name for part in value.split(",") if (name := part.strip())) if isinstance(value, str) else value
+    return _split_text(value) if isinstance(value, str) else value
+
+
+def _callers(value: object) -> object:
+    """`a@example.com=read, b@example.com=submit` as a mapping. A caller who is named twice is a mistake, not a choice."""
+    if not isinstance(value, str):
+        return value
+    parts = [one.partition("=") for one in _split_text(value.lower())]
+    pairs = [(email.strip(), scope.strip()) for email, _, scope in parts]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("a caller is named twice")
+    return dict(pairs)
 
 
 def _starts_with(*schemes: str) -> AfterValidator:
@@ -62,6 +77,12 @@ Flag = Annotated[bool, _expect("true, false, 1, 0, yes, no, on or off")]
 Count = Annotated[int, Field(gt=0), _expect("a whole number above 0")]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), _expect("a number from 0.0 to 1.0")]
 Names = Annotated[tuple[Text, ...], BeforeValidator(_split), _expect("names separated by commas")]
+Email = Annotated[str, Field(pattern=r"^[^\s@=,]+@[^\s@=,]+\z")]
+Callers = Annotated[
+    Mapping[Email, Literal["read", "submit", "admin"]],
+    BeforeValidator(_callers),
+    _expect("emails, each with what it may do (read, submit or admin): ci@p.iam.gserviceaccount.com=submit,ann@example.com=read"),
+]
 KeyId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+\z"), _expect("letters, digits, dots, underscores and hyphens")]
 HmacSecret = Annotated[SecretStr, Field(min_length=32)]
 AppEnv = Annotated[
@@ -135,6 +156,14 @@ class Settings(BaseSettings):
     push_audience: Annotated[Text | None, _expect("the audience that the push subscriptions ask tokens for")] = None
     """When it is given, the push door takes only requests with a token that Google signed for it."""
     push_service_account: Annotated[Text | None, _expect("the email of the service account that pushes")] = None
+    api_audience: Annotated[Text | None, _expect("the audience of the Google identity tokens that callers of the API show")] = None
+    """When it is given, the API also takes tokens that Google signed for it, in the name of one of `API_CALLERS`."""
+    api_callers: Callers = Field(default_factory=dict)
+    """What each account may do, by email in lower case."""
+    api_rate_per_minute: Count = 100
+    """Requests of one client address."""
+    api_proxy_hops: Annotated[int, Field(ge=0), _expect("a whole number, 0 or more")] = 0
+    """Proxies in front of the gateway, each of which appends the address that it was called from to `X-Forwarded-For`."""
     pubsub_emulator_host: Annotated[Text | None, _expect("host:port of a Pub/Sub emulator")] = None
     database_url: PostgresUrl = None
     supabase_url: HttpUrl = None
@@ -241,7 +270,9 @@ _SECRETS = tuple(name for name, field in Settings.model_fields.items() if _holds
 _KEY_PREFIX = "COMM_HMAC_KEY_"
 _KEY_VARIABLE = re.compile(rf"{_KEY_PREFIX}([A-Z0-9][A-Z0-9_]*)")
 _FIELDS = {variable_of(name): name for name in Settings.model_fields if name != "comm_hmac_keys"}
-_OWN_PREFIXES = ("AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_", "WEBHOOK_")
+# Of what begins with API_ alone, much belongs to others.
+_OWN_API = ("API_AUDIENCE", "API_CALLER", "API_RATE_", "API_PROXY_")
+_OWN_PREFIXES = (*_OWN_API, "AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_", "WEBHOOK_")
 # GitHub's hosted runners set it for every job: refusing it would keep the platform from starting there.
 _FOREIGN = frozenset({"AGENT_TOOLSDIRECTORY"})
 _REQUIRED_IN_PRODUCTION = (
@@ -330,6 +361,10 @@ def _broken_rules(settings: Settings, given: Mapping[str, Any]) -> Iterator[tupl
     if settings.push_audience is not None and settings.push_service_account is None:
         expected = Settings.model_fields["push_service_account"].description
         yield "PUSH_SERVICE_ACCOUNT", f"is needed because PUSH_AUDIENCE is given; expected {expected}"
+    for field, needed in (("api_audience", "api_callers"), ("api_callers", "api_audience")):
+        if getattr(settings, field) and not getattr(settings, needed):
+            expected = Settings.model_fields[needed].description
+            yield variable_of(needed), f"is needed because {variable_of(field)} is given; expected {expected}"
     for field, choice, needed in _NEEDS:
         if getattr(settings, field) == choice and needed not in given:
             description = Settings.model_fields[needed].description
@@ -343,6 +378,8 @@ def _shown(field: str, value: object) -> str:
         return redact_url(value) if field.endswith("_url") else _HIDDEN
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, Mapping):
+        return ",".join(f"{name}={text}" for name, text in value.items())
     return ",".join(value) if isinstance(value, tuple) else str(value)
 
 

@@ -8,6 +8,7 @@
     │   ├── NotFound                 no such workflow, step, function, …
     │   ├── Conflict                 the same key was used for something else
     │   ├── EnvelopeRejected         a message that may not be trusted or understood; carries a `reason` for the counter
+    │   ├── TokenRefused             an identity token that proves nothing; the message goes on from "the token"
     │   ├── BudgetExceeded           the workflow's steps, tokens, money or time are used up
     │   ├── Cancelled                the workflow ended while this was at work for it
     │   ├── ModelRefused             the model will not answer this: key, permission, …
@@ -75,6 +76,10 @@ class EnvelopeRejected(Permanent):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class TokenRefused(Permanent):
+    """An identity token that proves nothing. The message goes on from "the token": `is expired, …`."""
 
 
 class BudgetExceeded(Permanent):

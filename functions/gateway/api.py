@@ -1,28 +1,28 @@
 """The gateway's application: routes, limits and documentation, put together around one runtime."""
 
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.responses import Response
 
+from functions.gateway.auth import Callers, Gate, allowed
 from functions.gateway.dead_letters import dead_letters
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.events import events
+from functions.gateway.limits import RateLimit
 from functions.gateway.models import Health, Ready
 from functions.gateway.pages import console, documentation
-from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
+from functions.gateway.problems import FAILED, FORBIDDEN, TOO_MANY, UNAUTHENTICATED, UNAVAILABLE, documented, handle_errors
 from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
-from shared.errors import ConfigurationError
 from shared.runtime import Runtime
 from shared.runtime.health import Readiness
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
-_log = logging.getLogger(__name__)
 _OPENAPI = "/openapi.json"
 _NEVER_SENT = {"$ref": "#/components/schemas/HTTPValidationError"}
 _PROBLEM = {"$ref": "#/components/schemas/Problem"}
@@ -31,14 +31,16 @@ Start workflows of the agent team, watch them and stop them.
 
 Every error is a problem document (RFC 9457). A request with an `Idempotency-Key` can be sent again safely: after a timeout, after a
 503, as often as it takes.
+
+Callers show an API key or a Google identity token: `Authorization: Bearer …`. It may `read`, `submit` (read, and start and stop
+workflows) or do everything (`admin`).
 """
+_GUARDED = documented(UNAUTHENTICATED, FORBIDDEN, TOO_MANY)
 
 
 def create_app(live: Runtime) -> FastAPI:
-    """The API around `live`. Raises ConfigurationError in production: nothing would keep strangers out."""
-    if live.settings.is_production:
-        raise ConfigurationError("the gateway has no API keys yet and must not run in production")
-    _log.warning("the API is open: there are no API keys, so whoever reaches its port can start and cancel workflows")
+    """The API around `live`."""
+    callers = Callers(live)
     app = FastAPI(
         title="Agent team",
         description=_DESCRIPTION,
@@ -48,20 +50,24 @@ def create_app(live: Runtime) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=documented(FAILED, UNAVAILABLE),
-        middleware=[Middleware(Edge), Middleware(BodyLimit, max_bytes=live.settings.max_payload_bytes)],
+        middleware=[
+            Middleware(RateLimit, live=live),
+            Middleware(Edge),
+            Middleware(Gate, callers=callers),
+            Middleware(BodyLimit, max_bytes=live.settings.max_payload_bytes),
+        ],
     )
     app.state.live = live
     app.state.watches = Watches(live)
     handle_errors(app)
-    app.include_router(workflows)
-    app.include_router(events)
-    app.include_router(dead_letters)
-    _add_platform_routes(app, live)
+    for router in (workflows, events, dead_letters):
+        app.include_router(router, responses=_GUARDED)
+    _add_platform_routes(app, live, callers)
     _show_problems_as_such(app)
     return app
 
 
-def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
+def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
     started = live.clock.monotonic()
 
     async def health() -> Response:
@@ -72,10 +78,13 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
 
     readiness = Readiness(live)
 
-    async def ready() -> Response:
+    async def ready(request: Request) -> Response:
         """Whether what the gateway stands on answers. 503 when anything does not; asked at most every five seconds."""
         report = await readiness.report()
-        return Response(orjson.dumps(report.as_dict()), 200 if report.healthy else 503, media_type="application/json")
+        told = report.as_dict()
+        if not await callers.may_read(request.headers):
+            told = {name: told[name] for name in ("status", "checks")}
+        return Response(orjson.dumps(told), 200 if report.healthy else 503, media_type="application/json")
 
     async def show_metrics() -> Response:
         """Metrics of this instance in Prometheus' text format."""
@@ -91,7 +100,14 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
     unready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "A check is unhealthy"}}
     app.add_api_route("/health/ready", ready, response_model=Ready, responses=unready, tags=["platform"])
     text: dict[int | str, dict[str, Any]] = {200: {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}}
-    app.add_api_route("/metrics", show_metrics, response_class=Response, responses=text, tags=["platform"])
+    app.add_api_route(
+        "/metrics",
+        show_metrics,
+        response_class=Response,
+        responses=text | _GUARDED,
+        tags=["platform"],
+        dependencies=[Depends(allowed("read"))],
+    )
     pages: dict[str, Callable[[], Awaitable[Response]]] = {"/": show_console, "/docs": show_documentation}
     for path, show in pages.items():
         app.add_api_route(path, show, include_in_schema=False)

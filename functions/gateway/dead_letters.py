@@ -8,6 +8,7 @@ from pydantic import AwareDatetime
 from starlette.requests import Request
 from starlette.responses import Response
 
+from functions.gateway.auth import allowed
 from functions.gateway.models import DeadLetterPage, DeadLetterWhole, RedriveAnswer, RedriveRequest
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, TOO_LARGE, documented
 from functions.gateway.strict import StrictRoute
@@ -19,7 +20,9 @@ from shared.state import LetterState
 
 _MAX_ID = 2**63 - 1
 
-dead_letters = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute)
+dead_letters = APIRouter(
+    prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute, dependencies=[Depends(allowed("admin"))]
+)
 
 
 async def _live(request: Request) -> Runtime:

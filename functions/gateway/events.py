@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
+from functions.gateway.auth import allowed
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, documented, problem
 from functions.gateway.watching import Entry, Watch, Watches
 from functions.gateway.workflows import MAX_SEQ, PATH, Id, Live
@@ -40,7 +41,7 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
     **documented(BAD_REQUEST, NOT_FOUND, INVALID),
 }
 
-events = APIRouter(prefix=PATH, tags=["workflows"])
+events = APIRouter(prefix=PATH, tags=["workflows"], dependencies=[Depends(allowed("read"))])
 
 
 async def _watches(request: Request) -> Watches:

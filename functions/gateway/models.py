@@ -284,8 +284,14 @@ class Ready(_Part):
         description="`redis` or `firestore` only where they are used.",
         examples=[{"database": "healthy", "redis": "healthy", "ai_service": "healthy"}],
     )
-    latency_ms: dict[str, float] = Field(description="How long each check took.", examples=[{"database": 1.9}])
-    errors: dict[str, str] = Field(description="For each unhealthy check what is wrong, where, and how to mend it.", examples=[{}])
+    latency_ms: dict[str, float] | None = Field(
+        default=None, description="How long each check took; only for callers who may read.", examples=[{"database": 1.9}]
+    )
+    errors: dict[str, str] | None = Field(
+        default=None,
+        description="For each unhealthy check what is wrong, where, and how to mend it; only for callers who may read.",
+        examples=[{}],
+    )
 
 
 class FieldMistake(_Part):

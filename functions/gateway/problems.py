@@ -45,16 +45,20 @@ class Kind:
 
 
 BAD_REQUEST = Kind(400, "Bad Request")
+UNAUTHENTICATED = Kind(401, "Unauthorized")
+FORBIDDEN = Kind(403, "Forbidden")
 NOT_FOUND = Kind(404, "Not Found")
 METHOD_NOT_ALLOWED = Kind(405, "Method Not Allowed")
+TOO_SLOW = Kind(408, "Request Timeout")
 TOO_LARGE = Kind(413, "Content Too Large")
 INVALID = Kind(422, "The request is not valid", "invalid-request")
 KEY_REUSED = Kind(422, "The Idempotency-Key belongs to another request", "idempotency-key-reused")
+TOO_MANY = Kind(429, "Too Many Requests")
 FAILED = Kind(500, "Internal Server Error")
 SWITCHED_OFF = Kind(503, "Workflows are switched off", "workflows-off")
 UNAVAILABLE = Kind(503, "Service Unavailable", "unavailable")
 
-_OF_STATUS = {kind.status: kind for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE)}
+_OF_STATUS = {kind.status: kind for kind in (BAD_REQUEST, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_SLOW, TOO_LARGE)}
 _DETAILS = {
     400: "the body cannot be read",
     404: "there is nothing here; /docs lists every path",
@@ -111,6 +115,11 @@ async def _on_http(_request: Request, error: HTTPException) -> Response:
 
 
 async def _on_error(request: Request, error: AgentTeamError) -> Response:
+    return answer_to(error, path=request.url.path)
+
+
+def answer_to(error: AgentTeamError, *, path: str) -> Response:
+    """The answer to a request that an error ended; what is not for the caller goes to the log."""
     match error:
         case InputError():
             return problem(INVALID, str(error), errors=[{"field": "body", "message": str(error)}])
@@ -119,12 +128,12 @@ async def _on_error(request: Request, error: AgentTeamError) -> Response:
         case NotFound():
             return problem(NOT_FOUND, str(error))
         case Transient():
-            _log.warning("request cannot be served now", extra={"path": request.url.path, "error": describe_error(error)})
+            _log.warning("request cannot be served now", extra={"path": path, "error": describe_error(error)})
             seconds = _RETRY_SECONDS if error.retry_after_seconds is None else error.retry_after_seconds
             headers = {"retry-after": str(max(1, math.ceil(seconds)))}
             return problem(UNAVAILABLE, "this cannot be served now; try again after the seconds in Retry-After", headers=headers)
         case _:
-            _log.error("request failed", extra={"path": request.url.path, "error": describe_error(error)})
+            _log.error("request failed", extra={"path": path, "error": describe_error(error)})
             return failed()
 
 

@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from functions.gateway.auth import allowed
 from functions.gateway.models import (
     Accepted,
     CancelRequest,
@@ -32,7 +33,7 @@ PATH = "/v1/workflows"
 _ID = TypeAdapter[str](WorkflowId)
 MAX_SEQ = 2**31 - 1
 
-workflows = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute)
+workflows = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute, dependencies=[Depends(allowed("read"))])
 
 
 async def _live(request: Request) -> Runtime:

@@ -5,7 +5,7 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 
 import typer
 
-from shared.cli import dead_letters, doctor, documents, migrate, publish, run, serve, show, worker, workflows
+from shared.cli import dead_letters, doctor, documents, keys, migrate, publish, run, serve, show, worker, workflows
 
 app = typer.Typer(
     help="A team of LLM agents: durable workflows, on budget, within quota.",
@@ -23,5 +23,6 @@ app.command()(show.show)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")
+app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
 app.command()(doctor.doctor)

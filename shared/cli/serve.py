@@ -91,6 +91,7 @@ async def _serve_with_model(settings: "Settings", listening: "socket.socket", bu
 async def _serve(settings: "Settings", listening: "socket.socket", model: str) -> None:
     from shared.cli.output import counted, listed, say
     from shared.local import open_platform
+    from shared.local.platform import is_guarded
     from shared.local.server import create_app, serve
 
     async with open_platform(settings.model_copy(update={"agent_bus_provider": "memory"})) as platform:
@@ -99,8 +100,11 @@ async def _serve(settings: "Settings", listening: "socket.socket", model: str) -
         app = create_app(platform.runtime)
         functions = "/functions/NAME, where Pub/Sub would push to"
         address = listening.getsockname()[:2]
+        access = _access(address[0], guarded=await is_guarded(platform.runtime))
         await serve(
-            app, listening, on_started=lambda: _tell_where(settings, address, model, f"functions  {_url(*address)}{functions}")
+            app,
+            listening,
+            on_started=lambda: _tell_where(settings, address, model, f"functions  {_url(*address)}{functions}", access),
         )
 
 
@@ -121,6 +125,7 @@ async def _serve_fleet(settings: "Settings", listening: "socket.socket", bus: st
             model,
             f"functions  {what}; over HTTP: {served}\n"
             f"  commands   set -a; . {variables}; set +a: then publish, dead-letters and worker speak with this platform",
+            _access(host, guarded=fleet.guarded),
         )
         await asyncio.Event().wait()
 
@@ -130,17 +135,23 @@ def _url(host: str, port: int) -> str:
     return f"http://{f'[{shown}]' if ':' in shown else shown}:{port}"
 
 
-def _tell_where(settings: "Settings", address: tuple[str, int], model: str, functions: str) -> None:
+def _access(host: str, *, guarded: bool) -> str:
+    reach = "this machine" if ip_address(host).is_loopback else "every network that this machine is in"
+    if guarded:
+        return f"for callers with a key, from {reach}; agent-team keys api list shows whose"
+    return f"open, without API keys, to {reach}; agent-team keys api add NAME closes it"
+
+
+def _tell_where(settings: "Settings", address: tuple[str, int], model: str, functions: str, access: str) -> None:
     from shared.local.home import LOG_FILE
 
     url = _url(*address)
-    reach = "this machine" if ip_address(address[0]).is_loopback else "every network that this machine is in"
     typer.echo(
         f"agent-team is ready on {url}; Ctrl-C ends it\n"
         f"  console    {url}/\n"
         f"  API        {url}/v1/workflows, documented at {url}/docs\n"
         f"  {functions}\n"
-        f"  access     open, without API keys, to {reach}\n"
+        f"  access     {access}\n"
         f"  model      {model}\n"
         f"  data       {settings.agent_team_home.resolve()}, logs in {LOG_FILE}"
     )

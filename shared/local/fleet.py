@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, TextIO
 from shared.clock import SystemClock
 from shared.config import Settings
 from shared.local.home import Home, open_log
-from shared.local.platform import prepare_database
+from shared.local.platform import is_guarded, prepare_database
 from shared.local.processes import Process
 from shared.local.servers import emulator_command, redis_command
 from shared.runtime import Runtime
@@ -60,6 +60,8 @@ class Fleet:
         self.functions: dict[str, Process] = {}
         self.addresses: dict[str, str] = {}
         """Where the served functions answer."""
+        self.guarded = False
+        """Whether callers of the API have to show who they are."""
         self._log = log
         self._variables = variables
 
@@ -171,6 +173,7 @@ async def open_fleet(
         stack.push_async_callback(live.close)
         await prepare_database(live)
         fleet = Fleet(settings, bus=bus, log=log, variables={} if variables is None else variables)
+        fleet.guarded = await is_guarded(live)
         stack.push_async_callback(fleet.stop)
         await fleet.start(live.functions, live.database_url, host=host, port=port)
         await stack.enter_async_context(_background(fleet, live))

@@ -142,6 +142,11 @@ async def prepare_database(live: Runtime) -> None:
         await migrations.require(dsn)
 
 
+async def is_guarded(live: Runtime) -> bool:
+    """Whether callers of the API have to show who they are."""
+    return live.settings.api_audience is not None or await live.store.keys.exist()
+
+
 async def _sweep(live: Runtime) -> None:
     """What the sweeper function does every minute in the cloud."""
     dispatcher = live.dispatcher("sweeper")

@@ -13,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime, load
@@ -21,6 +22,8 @@ from shared.runtime.door import push
 _GATEWAY = "gateway"
 _GRACE_SECONDS = 3
 """How long requests in progress may take once the server is told to end."""
+HEAD_SECONDS = 30.0
+"""How long a client may take to say what it wants, from when it has connected or begun to."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -77,7 +80,7 @@ async def serve(
     ending = asyncio.Event()
     config = uvicorn.Config(
         _CutOff(app, ending),
-        http="auto" if protocol is None else protocol,
+        http=Impatient if protocol is None else protocol,
         log_config=None,
         access_log=False,
         lifespan="off",
@@ -87,6 +90,32 @@ async def serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     await _Server(config, on_started, ending).serve_until_cancelled(listening)
+
+
+class Impatient(H11Protocol):
+    """Cuts off clients that don't get to the end of a request's head: each would hold a connection for ever."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._waiting = self.loop.call_later(HEAD_SECONDS, transport.close)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._waiting = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
 
 
 class _AtItsRoot:

@@ -1,8 +1,9 @@
-"""Who pushes: the token that Pub/Sub shows with each push, and the certificates that prove it.
+"""Who calls: the identity token that a caller shows, and the certificates that prove it.
 
-By https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions: an OpenID Connect token, signed by Google, for the
-audience and in the name of the service account that the push subscription names. Pub/Sub shows the same token for up to an hour, so
-what was verified is remembered, byte for byte, until it expires.
+An OpenID Connect token, signed by Google (https://cloud.google.com/docs/authentication/token-types#id), for an audience and in the
+name of an account. With each push, Pub/Sub shows one for the audience and the service account that the push subscription names
+(https://cloud.google.com/pubsub/docs/authenticate-push-subscriptions). The same token is shown for up to an hour, so what was
+verified is remembered, byte for byte, until it expires.
 
 Refused is whatever is not exactly that. So is a token without its signature, which Cloud Run takes away where its own IAM check of
 callers is on (https://cloud.google.com/run/docs/troubleshooting#signature-removed): nobody here could tell it from a forged one.
@@ -16,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
 from shared.clock import Clock
-from shared.errors import EnvelopeRejected, Transient
+from shared.errors import EnvelopeRejected, TokenRefused, Transient
 
 _log = logging.getLogger(__name__)
 
@@ -96,31 +97,33 @@ class Certificates:
         self._fresh_until = now + min(max(fetched.max_age_seconds, _LEAST_AGE_SECONDS), _MOST_AGE_SECONDS)
 
 
-class PushTokens:
-    """What a push has to show: a token for `audience`, in the name of `service_account`."""
+class IdentityTokens:
+    """Tokens for `audience`, and in whose name they are. Messages say that the audience is the one of `setting`."""
 
-    def __init__(self, audience: str, service_account: str, clock: Clock, certificates: Certificates | None = None) -> None:
+    def __init__(self, audience: str, clock: Clock, certificates: Certificates | None = None, *, setting: str) -> None:
         self._audience = audience
-        self._service_account = service_account
         self._clock = clock
         self._certificates = Certificates(clock) if certificates is None else certificates
-        self._verified: OrderedDict[str, float] = OrderedDict()
-        """Tokens and the moments when they expire, in seconds since 1970."""
+        self._setting = setting
+        self._verified: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        """Of each token the email, and the moment when it expires, in seconds since 1970."""
 
-    async def check(self, authorization: str | None) -> None:
-        """Return for a right `Authorization` header. Raises EnvelopeRejected (token), or Transient when Google cannot be asked."""
+    async def email(self, authorization: str | None) -> str:
+        """The account in whose name an `Authorization` header is. Raises TokenRefused, or Transient when Google cannot be asked."""
         token = _token(authorization)
-        expires_at = self._verified.get(token)
-        if expires_at is not None and self._clock.now().timestamp() < expires_at:
-            return
+        known = self._verified.get(token)
+        if known is not None and self._clock.now().timestamp() < known[1]:
+            return known[0]
         claims = await self._claims(token)
         if claims.get("iss") not in _ISSUERS:
-            raise _refused("was not issued by Google")
-        if claims.get("email") != self._service_account or claims.get("email_verified") is not True:
-            raise _refused("is in another name than PUSH_SERVICE_ACCOUNT's")
-        self._verified[token] = float(claims["exp"])
+            raise TokenRefused("was not issued by Google")
+        email = claims.get("email")
+        if not isinstance(email, str) or claims.get("email_verified") is not True:
+            raise TokenRefused("is in no account's name that Google has verified")
+        self._verified[token] = email, float(claims["exp"])
         if len(self._verified) > _REMEMBERED_TOKENS:
             self._verified.popitem(last=False)
+        return email
 
     async def _claims(self, token: str) -> Mapping[str, Any]:
         """The claims of a token that Google signed for the audience and that is valid now."""
@@ -129,38 +132,53 @@ class PushTokens:
         try:
             key_id = jwt.decode_header(token).get("kid")  # type: ignore[no-untyped-call]
         except Exception:  # a forger's bytes come this far: whatever they break, they are refused
-            raise _refused("cannot be read") from None
+            raise TokenRefused("cannot be read") from None
         if not isinstance(key_id, str):
-            raise _refused("does not say which key signed it")
+            raise TokenRefused("does not say which key signed it")
         certificate = await self._certificates.of(key_id)
         if certificate is None:
-            raise _refused("is signed with a key that is not Google's")
+            raise TokenRefused("is signed with a key that is not Google's")
         try:
             # Which algorithms sign is the library's choice, never the token's: public keys only.
             claims: Mapping[str, Any] = jwt.decode(  # type: ignore[no-untyped-call]
                 token, certs={key_id: certificate}, audience=self._audience, clock_skew_in_seconds=_SKEW_SECONDS
             )
         except exceptions.InvalidValue:
-            raise _refused("is expired, not yet valid, for another audience than PUSH_AUDIENCE, or of no known algorithm") from None
+            raise TokenRefused(
+                f"is expired, not yet valid, for another audience than {self._setting}, or of no known algorithm"
+            ) from None
         except Exception:
-            raise _refused("has no valid signature of Google's") from None
+            raise TokenRefused("has no valid signature of Google's") from None
         return claims
+
+
+class PushTokens:
+    """What a push has to show: a token for `audience`, in the name of `service_account`."""
+
+    def __init__(self, audience: str, service_account: str, clock: Clock, certificates: Certificates | None = None) -> None:
+        self._service_account = service_account
+        self._tokens = IdentityTokens(audience, clock, certificates, setting="PUSH_AUDIENCE")
+
+    async def check(self, authorization: str | None) -> None:
+        """Return for a right `Authorization` header. Raises EnvelopeRejected (token), or Transient when Google cannot be asked."""
+        try:
+            email = await self._tokens.email(authorization)
+        except TokenRefused as error:
+            raise EnvelopeRejected("token", f"the push's token {error}") from error
+        if email != self._service_account:
+            raise EnvelopeRejected("token", "the push's token is in another name than PUSH_SERVICE_ACCOUNT's")
 
 
 def _token(authorization: str | None) -> str:
     if authorization is None:
-        raise _refused("is missing; have the push subscription authenticate as PUSH_SERVICE_ACCOUNT")
+        raise TokenRefused("is missing; have the caller (a push subscription, for instance) show one")
     scheme = _SCHEME.fullmatch(authorization) if len(authorization) <= _LONGEST_TOKEN else None
     if scheme is None:
-        raise _refused("is not a bearer token")
+        raise TokenRefused("is not a bearer token")
     if scheme[1].endswith(_SIGNATURE_REMOVED):
-        raise _refused("came without its signature; switch Cloud Run's IAM check of callers off, the push door checks them itself")
+        raise TokenRefused("came without its signature; switch Cloud Run's IAM check of callers off, tokens are checked here")
     return scheme[1]
 
 
-def _refused(why: str) -> EnvelopeRejected:
-    return EnvelopeRejected("token", f"the push's token {why}")
-
-
 def _unavailable() -> Transient:
-    return Transient("Google's certificates cannot be fetched, so no push can be believed", retry_after_seconds=_FAILURE_SECONDS)
+    return Transient("Google's certificates cannot be fetched, so no token can be believed", retry_after_seconds=_FAILURE_SECONDS)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from shared.ai import Model, Tool
     from shared.http.addresses import Gate
     from shared.runtime.dispatcher import Dispatcher
-    from shared.runtime.oidc import PushTokens
+    from shared.runtime.oidc import IdentityTokens, PushTokens
     from shared.runtime.spec import FunctionSpec
     from shared.state import WorkflowStore
     from shared.workflows import Definition
@@ -201,6 +201,16 @@ class Runtime:
         from shared.runtime.oidc import PushTokens
 
         return PushTokens(audience, service_account, self.clock)
+
+    @cached_property
+    def api_tokens(self) -> "IdentityTokens | None":
+        """The Google identity tokens that callers of the API may show; None where there is no `API_AUDIENCE`."""
+        audience = self.settings.api_audience
+        if audience is None:
+            return None
+        from shared.runtime.oidc import IdentityTokens
+
+        return IdentityTokens(audience, self.clock, setting="API_AUDIENCE")
 
     @cached_property
     def link(self) -> Link:

@@ -2,11 +2,14 @@
 
 from shared.state.base import Caller, Command, Event
 from shared.state.documents import Document, document
+from shared.state.keys import SCOPES, ApiKeys, Scope
 from shared.state.letters import DeadLetters, Letter, LetterFilter, LetterState
 from shared.state.opening import open_store, over_http
 from shared.state.store import WorkflowStore
 
 __all__ = [
+    "SCOPES",
+    "ApiKeys",
     "Caller",
     "Command",
     "DeadLetters",
@@ -15,6 +18,7 @@ __all__ = [
     "Letter",
     "LetterFilter",
     "LetterState",
+    "Scope",
     "WorkflowStore",
     "document",
     "open_store",

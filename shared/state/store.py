@@ -9,6 +9,7 @@ from shared.clock import Clock
 from shared.errors import ConfigurationError, NotFound, Permanent
 from shared.state.base import Caller, Command, Event
 from shared.state.documents import Document, normal
+from shared.state.keys import ApiKeys
 from shared.state.letters import DeadLetters
 
 _MAX_BATCH = 100
@@ -98,6 +99,11 @@ class WorkflowStore:
     def letters(self) -> DeadLetters:
         """The messages that used up their attempts."""
         return DeadLetters(self._caller, self._clock)
+
+    @property
+    def keys(self) -> ApiKeys:
+        """The keys of the API."""
+        return ApiKeys(self._caller, self._clock)
 
     async def close(self) -> None:
         """Let calls in flight end, then free the connections."""

@@ -28,6 +28,12 @@ READS = [
     "select list_documents()",
     "select search_documents('text')",
     "select remove_document('n')",
+    "select add_api_key('i', 'n', 'h', 'read')",
+    "select list_api_keys()",
+    "select find_api_key('i')",
+    "select use_api_key('i')",
+    "select has_api_keys()",
+    "select revoke_api_key('n')",
 ]
 
 

@@ -76,12 +76,14 @@ async def client(live: Runtime) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class BrokenCaller:
-    """A database that answers every call with one error."""
+    """A database that answers every call with one error, but whether there are API keys: none."""
 
     def __init__(self, error: Exception) -> None:
         self._error = error
 
     async def call(self, function: str, arguments: Mapping[str, Any]) -> Any:
+        if function == "has_api_keys":
+            return False
         raise self._error
 
     async def close(self) -> None:
@@ -89,14 +91,19 @@ class BrokenCaller:
 
 
 def broken(error: Exception) -> httpx.AsyncClient:
-    store = WorkflowStore(BrokenCaller(error), max_running=1)
-    return client_of(create_app(Runtime(settings(), bus=RememberingBus(), store=store)))
+    return client_of(create_app(without_state(error)))
+
+
+def without_state(error: Exception | None = None, *, bus: RememberingBus | None = None, **given: Any) -> Runtime:
+    """A runtime whose state must not be asked, or answers with an error."""
+    caller = BrokenCaller(AssertionError("the state was asked") if error is None else error)
+    return Runtime(settings(**given), bus=RememberingBus() if bus is None else bus, store=WorkflowStore(caller, max_running=1))
 
 
 @pytest.fixture
 async def stateless() -> AsyncIterator[httpx.AsyncClient]:
     """For requests that are answered without asking the state."""
-    async with broken(AssertionError("the state was asked")) as opened:
+    async with client_of(create_app(without_state())) as opened:
         yield opened
 
 
@@ -312,7 +319,7 @@ async def test_a_body_that_does_not_say_it_is_json_is_refused_since_other_sites_
 
 
 async def test_nothing_is_started_while_workflows_are_switched_off(bus: RememberingBus) -> None:
-    async with client_of(create_app(Runtime(settings(orch_enabled=False), bus=bus))) as client:
+    async with client_of(create_app(without_state(orch_enabled=False, bus=bus))) as client:
         problem = problem_in(await client.post("/v1/workflows", json=BRIEF), 503)
     assert problem.type == "urn:agent-team:problem:workflows-off"
     assert "ORCH_ENABLED" in problem.detail
@@ -570,7 +577,7 @@ async def test_health_tells_the_time_and_how_long_the_instance_answers_and_needs
 
 
 async def test_metrics_are_shown_in_prometheus_form() -> None:
-    async with client_of(create_app(Runtime(settings()))) as client:
+    async with client_of(create_app(without_state())) as client:
         answer = await client.get("/metrics")
     assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert "# TYPE task_success_total counter" in answer.text
@@ -583,7 +590,7 @@ def policy_of(answer: httpx.Response) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_a_page_runs_its_own_scripts_and_no_others(path: str) -> None:
-    async with client_of(create_app(Runtime(settings()))) as client:
+    async with client_of(create_app(without_state())) as client:
         answer = await client.get(path)
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
     policy = policy_of(answer)
@@ -597,7 +604,7 @@ async def test_a_page_runs_its_own_scripts_and_no_others(path: str) -> None:
 
 
 async def test_the_console_loads_nothing_and_writes_no_markup() -> None:
-    async with client_of(create_app(Runtime(settings()))) as client:
+    async with client_of(create_app(without_state())) as client:
         answer = await client.get("/")
     assert not re.search(r"https?://|innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b| on\w+=\"| style=\"", answer.text)
     assert {name for name, sources in policy_of(answer).items() if sources != ["'none'"]} == {
@@ -609,7 +616,7 @@ async def test_the_console_loads_nothing_and_writes_no_markup() -> None:
 
 
 async def test_the_documentation_covers_every_path_with_its_problems() -> None:
-    async with client_of(create_app(Runtime(settings()))) as client:
+    async with client_of(create_app(without_state())) as client:
         document = (await client.get("/openapi.json")).json()
         again = (await client.get("/openapi.json")).json()
     assert document == again
@@ -618,20 +625,26 @@ async def test_the_documentation_covers_every_path_with_its_problems() -> None:
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
     }
-    assert {name: sorted(operation["responses"]) for name, operation in operations.items()} == {
-        "POST /v1/workflows": ["202", "400", "413", "422", "500", "503"],
-        "GET /v1/workflows": ["200", "422", "500", "503"],
-        "GET /v1/workflows/{id}": ["200", "404", "500", "503"],
-        "GET /v1/workflows/{id}/events": ["200", "400", "404", "422", "500", "503"],
-        "GET /v1/workflows/{id}/history": ["200", "404", "422", "500", "503"],
-        "POST /v1/workflows/{id}/cancel": ["202", "400", "404", "413", "422", "500", "503"],
-        "GET /v1/dead-letters": ["200", "422", "500", "503"],
-        "GET /v1/dead-letters/{id}": ["200", "404", "422", "500", "503"],
-        "POST /v1/dead-letters/redrive": ["200", "400", "413", "422", "500", "503"],
+    guarded = ["401", "403", "429"]
+    expected = {
+        "POST /v1/workflows": ["202", "400", "413", "422", "500", "503", *guarded],
+        "GET /v1/workflows": ["200", "422", "500", "503", *guarded],
+        "GET /v1/workflows/{id}": ["200", "404", "500", "503", *guarded],
+        "GET /v1/workflows/{id}/events": ["200", "400", "404", "422", "500", "503", *guarded],
+        "GET /v1/workflows/{id}/history": ["200", "404", "422", "500", "503", *guarded],
+        "POST /v1/workflows/{id}/cancel": ["202", "400", "404", "413", "422", "500", "503", *guarded],
+        "GET /v1/dead-letters": ["200", "422", "500", "503", *guarded],
+        "GET /v1/dead-letters/{id}": ["200", "404", "422", "500", "503", *guarded],
+        "POST /v1/dead-letters/redrive": ["200", "400", "413", "422", "500", "503", *guarded],
         "GET /health": ["200", "500", "503"],
         "GET /health/ready": ["200", "500", "503"],
-        "GET /metrics": ["200", "500", "503"],
+        "GET /metrics": ["200", "500", "503", *guarded],
     }
+    assert {name: sorted(operation["responses"]) for name, operation in operations.items()} == {
+        name: sorted(statuses) for name, statuses in expected.items()
+    }
+    assert [name for name, operation in operations.items() if "security" not in operation] == ["GET /health", "GET /health/ready"]
+    assert document["components"]["securitySchemes"]["bearer"]["scheme"] == "bearer"
     unready = operations["GET /health/ready"]["responses"].pop("503")
     assert unready["content"] == {"application/json": {"schema": {"$ref": "#/components/schemas/Ready"}}}
     for operation in operations.values():
@@ -657,7 +670,7 @@ async def test_a_method_that_a_path_does_not_take_is_a_problem_that_names_those_
 
 
 async def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
-    app = create_app(Runtime(settings(max_payload_bytes=1000)))
+    app = create_app(without_state(max_payload_bytes=1000))
     sent: list[Message] = []
 
     async def receive() -> Message:
@@ -675,7 +688,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read() -> None:
 
 @pytest.mark.parametrize("length", [None, "7", "nonsense"])
 async def test_a_body_of_many_chunks_is_refused_as_soon_as_it_passes_the_limit(length: str | None) -> None:
-    app = create_app(Runtime(settings(max_payload_bytes=10_000)))
+    app = create_app(without_state(max_payload_bytes=10_000))
     handed = 0
     sent: list[Message] = []
 
@@ -715,7 +728,7 @@ async def test_a_client_that_goes_away_within_its_body_breaks_nothing() -> None:
 
     headers = [(b"content-type", b"application/json")]
     scope = {"type": "http", "method": "POST", "path": "/v1/workflows", "query_string": b"", "headers": headers}
-    await create_app(Runtime(settings()))(scope, receive, send)
+    await create_app(without_state())(scope, receive, send)
     assert sent[0]["status"] == 400
 
 
@@ -793,13 +806,9 @@ async def test_every_answer_has_the_security_headers(client: httpx.AsyncClient, 
 # Starting
 
 
-def test_it_does_not_start_in_production_without_keys() -> None:
-    with pytest.raises(ConfigurationError, match=r"^the gateway has no API keys yet and must not run in production$"):
-        create_app(Runtime(Settings(app_env="production")))
-
-
-def test_elsewhere_it_says_once_that_it_is_open(caplog: pytest.LogCaptureFixture) -> None:
-    create_app(Runtime(settings()))
+async def test_it_says_once_that_it_is_open(stateless: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(3):
+        await stateless.get("/metrics")
     (record,) = caplog.records
     assert (record.levelname, "open" in record.getMessage()) == ("WARNING", True)
 
@@ -814,7 +823,7 @@ async def test_a_server_can_start_and_end_it() -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await create_app(Runtime(settings()))({"type": "lifespan", "state": {}}, receive, send)
+    await create_app(without_state())({"type": "lifespan", "state": {}}, receive, send)
     assert [message["type"] for message in sent] == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 

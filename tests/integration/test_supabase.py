@@ -52,6 +52,12 @@ CALLS: dict[str, dict[str, Any]] = {
     "list_documents": {},
     "search_documents": {"query": "text", "max_rows": 1},
     "remove_document": {"name": "n"},
+    "add_api_key": {"id": "i", "name": "n", "hash": "h", "scope": "read"},
+    "list_api_keys": {},
+    "find_api_key": {"id": "i"},
+    "use_api_key": {"id": "i"},
+    "has_api_keys": {},
+    "revoke_api_key": {"name": "n"},
 }
 
 

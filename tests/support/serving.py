@@ -73,7 +73,8 @@ class Served:
 async def serving(home: Path, *arguments: str, **variables: str) -> AsyncIterator[Served]:
     """The platform, once it says that it is ready. What still runs in the end is ended."""
     given = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG", "CI")}
-    environment = {**given, "AGENT_TEAM_HOME": str(home), "PYTHONPATH": str(ROOT), **variables}
+    # Tests ask more often than people do.
+    environment = {**given, "AGENT_TEAM_HOME": str(home), "PYTHONPATH": str(ROOT), "API_RATE_PER_MINUTE": "100000", **variables}
     command = [sys.executable, "-m", "shared.cli", "serve", "--port", "0", *arguments]
     process = await asyncio.create_subprocess_exec(
         *command, cwd=home, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE

@@ -63,6 +63,10 @@ DEFAULTS = {
     "CLOUDFLARE_ZONE_ID": "",
     "PUSH_AUDIENCE": "",
     "PUSH_SERVICE_ACCOUNT": "",
+    "API_AUDIENCE": "",
+    "API_CALLERS": "",
+    "API_RATE_PER_MINUTE": "100",
+    "API_PROXY_HOPS": "0",
     "PUBSUB_EMULATOR_HOST": "",
     "ENABLE_DEBATE_MODE": "true",
     "ENABLE_CIRCUIT_BREAKER": "true",
@@ -273,6 +277,27 @@ def test_a_pushed_message_must_be_provable_in_production() -> None:
 
     [mistake] = mistakes({"PUSH_AUDIENCE": "https://agents.example"})
     assert mistake.startswith("PUSH_SERVICE_ACCOUNT is needed because PUSH_AUDIENCE is given; expected ")
+
+
+def test_callers_are_named_with_what_they_may_do() -> None:
+    given = {"API_AUDIENCE": "https://api.example", "API_CALLERS": "CI@p.iam.gserviceaccount.com = Submit, ann@example.com=read,"}
+    assert load_settings(given).api_callers == {"ci@p.iam.gserviceaccount.com": "submit", "ann@example.com": "read"}
+
+
+@pytest.mark.parametrize(
+    "callers", ["a@b.c", "a@b.c=", "a@b.c=all", "=read", "ab=read", "a@b.c=read,A@B.c=admin", "a@b.c=read=admin"]
+)
+def test_callers_that_could_be_misread_are_refused(callers: str) -> None:
+    [mistake] = mistakes({"API_AUDIENCE": "https://api.example", "API_CALLERS": callers})
+    assert mistake.startswith("API_CALLERS is ")
+    assert "expected emails, each with what it may do" in mistake
+
+
+def test_an_audience_without_callers_and_callers_without_an_audience_open_nothing() -> None:
+    [mistake] = mistakes({"API_AUDIENCE": "https://api.example"})
+    assert mistake.startswith("API_CALLERS is needed because API_AUDIENCE is given; expected ")
+    [mistake] = mistakes({"API_CALLERS": "a@b.c=read"})
+    assert mistake.startswith("API_AUDIENCE is needed because API_CALLERS is given; expected ")
 
 
 def test_the_guards_follow_redis_unless_told_otherwise() -> None:

@@ -1,0 +1,105 @@
+"""`agent-team keys`: who may call the API."""
+
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.loop import run_async
+from shared.cli.session import session
+
+if TYPE_CHECKING:
+    from shared.config import Settings
+    from shared.state import Scope
+
+app = typer.Typer(help="Keys of the API.", no_args_is_help=True)
+api = typer.Typer(help="Add, list and revoke keys of the API.", no_args_is_help=True)
+app.add_typer(api, name="api")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
+
+
+class ScopeOption(Enum):
+    """What a caller may do; each includes those before it."""
+
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+
+@api.command(epilog="For example: agent-team keys api add ci --scope submit > ci.key")
+def add(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Whose key it is, as the log and the list show it.")],
+    scope: Annotated[
+        ScopeOption,
+        typer.Option(help="read: look at everything but dead letters. submit: also start and stop workflows. admin: everything."),
+    ] = ScopeOption.SUBMIT,
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Make a key and print it, once: only its hash is kept. With the first key, the API asks every caller for one."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.output import say, write_json
+
+        key = run_async(_add(settings, name, scope.value))
+        if as_json:
+            write_json({"name": name, "scope": scope.value, "key": key})
+        else:
+            typer.echo(key)
+        say(f"keep it: it is not shown again. Callers send it as `Authorization: Bearer KEY`; it may {scope.value}", style="dim")
+
+
+@api.command(name="list")
+def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+    """Every key by name, those that were revoked too; never the keys themselves."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.output import say, write_json, write_table
+
+        found = run_async(_list(settings))
+        if as_json:
+            write_json({"items": found})
+        elif not found:
+            say("there are none; agent-team keys api add NAME adds one")
+        else:
+            columns = ("name", "id", "scope", "created_at", "last_used_at", "revoked_at")
+            rows = [tuple("-" if one[column] is None else str(one[column]) for column in columns) for one in found]
+            write_table(tuple(column.removesuffix("_at").replace("_", " ") for column in columns), rows)
+
+
+@api.command()
+def revoke(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, as `list` shows it.")],
+    as_json: _Json = False,
+    verbose: _Verbose = False,
+) -> None:
+    """Refuse a key from now on; a running gateway notices within 30 seconds. The name is free for another one."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.output import printable, write_json
+
+        run_async(_revoke(settings, name))
+        if as_json:
+            write_json({"revoked": name})
+        else:
+            typer.echo(printable(f"revoked  {name}"))
+
+
+async def _add(settings: "Settings", name: str, scope: "Scope") -> str:
+    from shared.cli.here import open_here
+
+    async with open_here(settings) as live:
+        return await live.store.keys.add(name, scope)
+
+
+async def _list(settings: "Settings") -> list[dict[str, Any]]:
+    from shared.cli.here import open_here
+
+    async with open_here(settings) as live:
+        return await live.store.keys.listed()
+
+
+async def _revoke(settings: "Settings", name: str) -> None:
+    from shared.cli.here import open_here
+
+    async with open_here(settings) as live:
+        await live.store.keys.revoke(name)
