@@ -20,6 +20,7 @@ from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime
 from shared.runtime.health import Readiness
+from shared.runtime.tracing import Traced
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
 _log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def create_app(live: Runtime) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
         responses=documented(FAILED, UNAVAILABLE),
-        middleware=[Middleware(Edge), Middleware(BodyLimit, max_bytes=live.settings.max_payload_bytes)],
+        middleware=[Middleware(Traced), Middleware(Edge), Middleware(BodyLimit, max_bytes=live.settings.max_payload_bytes)],
     )
     app.state.live = live
     app.state.watches = Watches(live)

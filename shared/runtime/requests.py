@@ -5,19 +5,25 @@ from typing import Any
 from shared.errors import ConfigurationError, InputError
 from shared.messages import WorkflowRequested
 from shared.runtime.wiring import Runtime
+from shared.telemetry import TraceContext, current_trace
 from shared.workflows import requested
 
 
 def request_event(
     live: Runtime, wanted: WorkflowRequested, *, workflow: str, request_key: str | None = None, traceparent: str | None = None
 ) -> dict[str, Any]:
-    """The `workflow.requested` event. Raises InputError for a workflow that is not there or does not take the input."""
+    """The `workflow.requested` event; without a `traceparent` it belongs to the running span, else to a new trace.
+
+    Raises InputError for a workflow that is not there or does not take the input.
+    """
     if not live.settings.orch_enabled:
         raise ConfigurationError("workflows are switched off; set ORCH_ENABLED=true to run them")
     definition = live.definitions.get(wanted.workflow)
     if definition is None:
         known = ", ".join(sorted(live.definitions))
         raise InputError(f"there is no workflow {wanted.workflow!r}; there are: {known}")
+    if traceparent is None:
+        traceparent = (current_trace() or TraceContext.new()).header
     return requested(
         definition,
         workflow=workflow,

@@ -20,7 +20,7 @@ from shared.runtime.cancellation import Cancellations
 from shared.runtime.pipeline import Link
 from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
-from shared.telemetry import configure_logging, redact_values
+from shared.telemetry import configure_logging, open_sentry, redact_values
 
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
@@ -254,7 +254,31 @@ def open_runtime(*, serves: Collection[str] | None) -> Runtime:
     settings = load_settings()
     redact_values(*settings.secret_values())
     configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
+    tell_sentry(settings, server_name="platform" if serves is None else ",".join(serves))
     return Runtime(settings, serves=serves)
+
+
+def tell_sentry(settings: Settings, *, server_name: str) -> None:
+    """Where `SENTRY_DSN` is set, tell Sentry of errors and of a share of the traces until the process ends."""
+    dsn = settings.sentry_dsn
+    if dsn is not None:
+        open_sentry(
+            dsn.get_secret_value(),
+            environment=settings.sentry_environment,
+            release=_release(),
+            server_name=server_name,
+            traces_sample_rate=settings.sentry_traces_sample_rate,
+        )
+
+
+def _release() -> str:
+    """The package with its version; where it runs from its source alone, the cloud's name for what was deployed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"agent-team@{version('agent-team')}"
+    except PackageNotFoundError:
+        return os.environ.get("K_REVISION", "agent-team")
 
 
 def _local_secret(home: Path) -> str:
