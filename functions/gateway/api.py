@@ -20,6 +20,7 @@ from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
 from shared.runtime import Runtime
 from shared.runtime.health import Readiness
+from shared.runtime.queue import note_queued
 from shared.runtime.tracing import Traced
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
@@ -80,6 +81,7 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
 
     async def show_metrics() -> Response:
         """Metrics of this instance in Prometheus' text format."""
+        await note_queued(live)
         return Response(metrics.text(), headers={"content-type": METRICS_CONTENT_TYPE})
 
     async def show_console() -> Response:

@@ -9,6 +9,7 @@ from starlette.types import ASGIApp
 
 from shared.errors import Transient
 from shared.runtime import Runtime, on_http
+from shared.runtime.queue import note_queued
 from shared.runtime.tracing import Traced
 
 
@@ -20,6 +21,7 @@ def _app(live: Runtime) -> ASGIApp:
             await dispatcher.apply([{"type": "tick"}])
         except Transient:
             return Response(status_code=503)
+        await note_queued(live)
         return Response(status_code=204)
 
     return Starlette(routes=[Route("/", tick, methods=["POST"])], middleware=[Middleware(Traced)])

@@ -61,10 +61,10 @@ class Dispatcher:
                         if command["status"] != "SUCCESS":  # else nobody is at work for it any more
                             await self._cancellations.mark(command["workflow"], resumed=command["resumed"])
                         messages.append(self._finished(command, cause, traceparent))
-                    case kind:
-                        if kind == "accepted" and command["created"]:
-                            metrics.count("workflow.started", workflow=command["name"])
-                        answers.append(command)
+                    case "expired":
+                        metrics.count("step.lease_expired", command["attempts"])
+                    case _:
+                        answers.append(_answered(command))
             pending = decided
         if later:
             # What is ready now must not wait for what is not.
@@ -133,6 +133,12 @@ class Dispatcher:
             return self._sender.finished(complete, **about)
         except AgentTeamError:  # the output is over the limit of a message; the state has it
             return self._sender.finished(WorkflowFinished(**payload), **about)
+
+
+def _answered(command: Command) -> Command:
+    if command["type"] == "accepted" and command["created"]:
+        metrics.count("workflow.started", workflow=command["name"])
+    return command
 
 
 def _trace_of(command: Command, traceparent: str | None) -> TraceContext | None:

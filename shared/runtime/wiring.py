@@ -20,7 +20,7 @@ from shared.runtime.cancellation import Cancellations
 from shared.runtime.pipeline import Link
 from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
-from shared.telemetry import configure_logging, open_sentry, redact_values
+from shared.telemetry import MetricLog, configure_logging, metrics, open_sentry, redact_values
 
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
@@ -253,7 +253,9 @@ def open_runtime(*, serves: Collection[str] | None) -> Runtime:
     """
     settings = load_settings()
     redact_values(*settings.secret_values())
-    configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
+    cloud = "K_SERVICE" in os.environ
+    configure_logging(settings.log_level, cloud=cloud, project=settings.gcp_project_id)
+    metrics.log_changes(MetricLog(logging.getLogger("metrics")) if cloud else None)
     tell_sentry(settings, server_name="platform" if serves is None else ",".join(serves))
     return Runtime(settings, serves=serves)
 

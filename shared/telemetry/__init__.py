@@ -1,6 +1,7 @@
 """What the platform tells about itself: logs, metrics and traces."""
 
 from shared.telemetry.logs import bind_task, configure_logging, describe_error
+from shared.telemetry.metric_log import MetricLog
 from shared.telemetry.metrics import METRICS_CONTENT_TYPE, Metrics, metrics
 from shared.telemetry.redaction import redact_text, redact_values
 from shared.telemetry.sentry import open_sentry
@@ -8,6 +9,7 @@ from shared.telemetry.traces import Span, TraceContext, current_trace, record_sp
 
 __all__ = [
     "METRICS_CONTENT_TYPE",
+    "MetricLog",
     "Metrics",
     "Span",
     "TraceContext",

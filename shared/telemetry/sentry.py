@@ -63,7 +63,6 @@ def open_sentry(dsn: str, *, environment: str, release: str, server_name: str, t
             max_request_body_size="never",
             propagate_traces=False,
             send_client_reports=False,
-            send_default_pii=False,
             shutdown_timeout=_SHUTDOWN_SECONDS,
         )
     except BadDsn:

@@ -17,7 +17,7 @@ RandomBytes = Callable[[int], bytes]
 """`n` → n random bytes, such as `os.urandom` or `random.Random(seed).randbytes`."""
 
 _TRACEPARENT = re.compile(r"([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?")
-_CLOUD_TRACE = re.compile(r"([0-9a-fA-F]{32})(?:/(\d{1,20}))?(?:;o=(\d+))?")
+_CLOUD_TRACE = re.compile(r"([0-9a-fA-F]{32})(?:/([0-9]{1,20}))?(?:;o=([0-9]{1,3}))?")
 _SAMPLED = 0x01
 
 _current: ContextVar["TraceContext | None"] = ContextVar("trace", default=None)
