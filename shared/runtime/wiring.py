@@ -24,6 +24,7 @@ from shared.telemetry import MetricLog, configure_logging, metrics, open_sentry,
 
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
+    from shared.ai.reach import Reach
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import PushTokens
     from shared.runtime.spec import FunctionSpec
@@ -146,6 +147,16 @@ class Runtime:
         return () if self.settings.gemini_api_key is None else self.settings.models
 
     @cached_property
+    def reach(self) -> "Reach | None":
+        """What tells whether the models would answer; None where the offline model does."""
+        key = self.settings.gemini_api_key
+        if key is None:
+            return None
+        from shared.ai.reach import Reach
+
+        return Reach(key.get_secret_value(), base_url=self.settings.gemini_base_url)
+
+    @cached_property
     def functions(self) -> "dict[str, FunctionSpec]":
         """Every function of the project, from its function.yaml."""
         from shared.runtime.spec import load_functions
@@ -226,7 +237,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "model", "store", "guards"):
+        for name in ("bus", "model", "reach", "store", "guards"):
             close = getattr(self.__dict__.get(name), "close", None)
             if close is not None:  # not every model holds connections
                 await close()
