@@ -1,7 +1,10 @@
 """What a server in Sentry's place is told by the real client: errors and a share of the traces, and nothing that is private."""
 
 import asyncio
+import gc
 import logging
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -115,6 +118,7 @@ async def test_of_what_others_log_only_the_beginning_is_told(sentry: SentryServe
         task = asyncio.create_task(fail())
         await asyncio.wait([task])
         del task  # nobody asks for its result: asyncio logs it, message and all
+        gc.collect()
         log.warning("not an error")
         logging.getLogger("urllib3.connectionpool").error("would go round and round")
     (event,) = sentry.events()
@@ -182,3 +186,22 @@ def test_a_dsn_that_is_none_is_one_line_in_the_log(caplog: pytest.LogCaptureFixt
     with told("https://nothing-to-see"):
         log.error("broken")
     assert "SENTRY_DSN is no Sentry DSN" in caplog.text
+
+
+def test_a_process_of_production_tells_sentry_where_it_knows_one_and_else_does_not_even_load_its_client(
+    sentry: SentryServer,
+) -> None:
+    code = (
+        "import logging, sys; from shared.runtime.wiring import open_runtime; open_runtime(serves=('judge',));"
+        "logging.getLogger('shared.tests').error('broken'); print('sentry_sdk' in sys.modules)"
+    )
+    given = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    without = subprocess.run(command, env=given, capture_output=True, text=True, timeout=60, check=True)
+    assert (without.stdout, sentry.items) == ("False\n", [])
+    variables = {"SENTRY_DSN": sentry.dsn, "SENTRY_ENVIRONMENT": "staging", "SENTRY_TRACES_SAMPLE_RATE": "0.5"}
+    told_it = subprocess.run(command, env={**given, **variables}, capture_output=True, text=True, timeout=60, check=True)
+    assert told_it.stdout == "True\n"
+    (event,) = sentry.events()
+    assert (event["environment"], event["server_name"]) == ("staging", "judge")
+    assert event["release"].startswith("agent-team")

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import io
 import json
 import logging
@@ -417,6 +418,20 @@ def test_logs_go_to_standard_error_unless_told_otherwise(capsys: pytest.CaptureF
     out, err = capsys.readouterr()
     assert out == ""
     assert json.loads(err)["msg"] == "x"
+
+
+async def test_the_text_of_an_exception_that_nobody_waited_for_is_not_shown(lines: Lines) -> None:
+    async def work() -> None:
+        raise ValueError("a private text")
+
+    task = asyncio.create_task(work())
+    await asyncio.wait([task])
+    del task
+    gc.collect()
+    line = lines.last
+    assert (line["logger"], line["level"], line["msg"]) == ("asyncio", "error", "Task exception was never retrieved")
+    assert line["error"]["type"] == "ValueError"
+    assert "private" not in "".join(lines.writes)
 
 
 def test_libraries_that_write_whole_requests_stay_quiet(lines: Lines) -> None:
