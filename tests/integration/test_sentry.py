@@ -188,7 +188,7 @@ def test_a_dsn_that_is_none_is_one_line_in_the_log(caplog: pytest.LogCaptureFixt
     assert "SENTRY_DSN is no Sentry DSN" in caplog.text
 
 
-def test_a_process_of_production_tells_sentry_where_it_knows_one_and_else_does_not_even_load_its_client(
+def test_a_process_of_production_tells_sentry_where_it_knows_one_and_else_loads_no_client(
     sentry: SentryServer,
 ) -> None:
     code = (
