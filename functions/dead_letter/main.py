@@ -15,7 +15,7 @@ from shared.runtime import Handlers, Runtime, on_messages
 from shared.runtime.letters import EXHAUSTED, NOTHING_HEARD, NUMBER, cause_of, noted_failure
 from shared.runtime.pipeline import claim_key
 from shared.runtime.sender import UNSIGNED_TOPICS
-from shared.telemetry import describe_error, metrics
+from shared.telemetry import TraceContext, bind_task, describe_error, metrics, span
 
 _log = logging.getLogger(__name__)
 _SOURCE = "CloudPubSubDeadLetterSource"
@@ -27,11 +27,18 @@ def _handlers(live: Runtime) -> Handlers:
         subscription = delivery.attributes.get(f"{_SOURCE}Subscription", "")
         topic, _, function = subscription.rpartition(".")
         envelope, flaw = _opened(live, topic, delivery)
+        parent = None if envelope is None else TraceContext.parse(envelope.traceparent)
+        if envelope is not None:
+            bind_task(workflowId=envelope.correlationid)
+        with span("queue.process", "dead_letter", parent=parent):
+            return await record(delivery, topic, function, envelope, flaw)
+
+    async def record(delivery: Delivery, topic: str, function: str, envelope: Envelope | None, flaw: str) -> Outcome:
         error = None if envelope is None else await noted_failure(live.guards.cache, claim_key(function, envelope))
         reason = flaw or (EXHAUSTED if error is not None or topic in UNSIGNED_TOPICS else NOTHING_HEARD)
         letter: dict[str, Any] = {
             "message_id": delivery.message_id if envelope is None else envelope.id,
-            "subscription": subscription,
+            "subscription": delivery.attributes.get(f"{_SOURCE}Subscription", ""),
             "topic": topic,
             "function": function,
             "attempts": _count(delivery.attributes.get(f"{_SOURCE}DeliveryCount")),
@@ -51,7 +58,12 @@ def _handlers(live: Runtime) -> Handlers:
             _log.error("dead letter %s cannot be recorded", delivery.message_id, extra={"error": describe_error(refusal)})
             return Outcome.ACK
         metrics.count("dead_letter.count")
-        fields = {"subscription": subscription, "messageId": letter["message_id"], "reason": letter["cause"], "status": "dead"}
+        fields = {
+            "subscription": letter["subscription"],
+            "messageId": letter["message_id"],
+            "reason": letter["cause"],
+            "status": "dead",
+        }
         _log.error("dead letter", extra=fields)
         if envelope is not None and isinstance(envelope.data, StepDispatched):
             await _fail_step(live, function, envelope, envelope.data)

@@ -21,6 +21,8 @@ from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
 from shared.runtime import Runtime
 from shared.runtime.health import Readiness
+from shared.runtime.queue import note_queued
+from shared.runtime.tracing import Traced
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
 _OPENAPI = "/openapi.json"
@@ -51,6 +53,7 @@ def create_app(live: Runtime) -> FastAPI:
         redirect_slashes=False,
         responses=documented(FAILED, UNAVAILABLE),
         middleware=[
+            Middleware(Traced),
             Middleware(RateLimit, live=live),
             Middleware(Edge),
             Middleware(Gate, callers=callers),
@@ -88,6 +91,7 @@ def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
 
     async def show_metrics() -> Response:
         """Metrics of this instance in Prometheus' text format."""
+        await note_queued(live)
         return Response(metrics.text(), headers={"content-type": METRICS_CONTENT_TYPE})
 
     async def show_console() -> Response:

@@ -26,7 +26,7 @@ from shared.ids import workflow_id
 from shared.messages.payloads import Name, WorkflowId
 from shared.runtime import Runtime
 from shared.runtime.requests import request_event
-from shared.telemetry import TraceContext, use_trace
+from shared.telemetry import TraceContext, current_trace, use_trace
 
 _log = logging.getLogger(__name__)
 PATH = "/v1/workflows"
@@ -69,9 +69,8 @@ async def submit(
     """Start a workflow. It is durable by the time of the answer, and goes on whatever happens to this instance."""
     if not live.settings.orch_enabled:
         return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
-    trace = TraceContext.parse(traceparent)
-    if trace is None:
-        trace = TraceContext.new()
+    # The request is a span already, below the one that `traceparent` names.
+    trace = current_trace() or TraceContext.parse(traceparent) or TraceContext.new()
     event = request_event(
         live,
         wanted,

@@ -12,7 +12,7 @@ from shared.ids import workflow_id_for
 from shared.messages import Envelope, WorkflowRequested
 from shared.runtime import Handlers, Runtime, on_messages, worker
 from shared.runtime.requests import request_event
-from shared.telemetry import describe_error, metrics
+from shared.telemetry import describe_error, metrics, span
 
 _log = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ _log = logging.getLogger(__name__)
 def _handlers(live: Runtime) -> Handlers:
     dispatcher = live.dispatcher("intake")
 
-    async def start(wanted: WorkflowRequested, *, key: str, at: datetime, cause: str, traceparent: str | None) -> list[Message]:
-        event = request_event(live, wanted, workflow=workflow_id_for(key, at), request_key=key, traceparent=traceparent)
-        answers, messages = await dispatcher.decide([event], cause=cause, traceparent=traceparent)
+    async def start(wanted: WorkflowRequested, *, key: str, at: datetime, cause: str) -> list[Message]:
+        event = request_event(live, wanted, workflow=workflow_id_for(key, at), request_key=key)
+        answers, messages = await dispatcher.decide([event], cause=cause)
         if any(answer["type"] == "conflict" for answer in answers):
             raise Conflict(f"the id of message {cause} was used for another request; give each request an id of its own")
         return messages
@@ -31,14 +31,18 @@ def _handlers(live: Runtime) -> Handlers:
         if not isinstance(envelope.data, WorkflowRequested):
             raise EnvelopeRejected("type", f"{envelope.type} is not for workflow-requests")
         key = f"{envelope.source}#{envelope.id}"
-        return await start(envelope.data, key=key, at=envelope.time, cause=envelope.id, traceparent=envelope.traceparent)
+        return await start(envelope.data, key=key, at=envelope.time, cause=envelope.id)
 
     async def scheduled(delivery: Delivery) -> Outcome:
+        with span("queue.process", "intake", parent=None):
+            return await start_scheduled(delivery)
+
+    async def start_scheduled(delivery: Delivery) -> Outcome:
         key = f"schedule#{delivery.message_id}"
         try:
             wanted = WorkflowRequested.model_validate_json(delivery.data)
             # A copy of the message has the same id, so whatever id is made for it first is the one that counts.
-            messages = await start(wanted, key=key, at=live.clock.now(), cause=delivery.message_id, traceparent=None)
+            messages = await start(wanted, key=key, at=live.clock.now(), cause=delivery.message_id)
             await live.bus.publish(messages)
         except ValidationError:
             metrics.count("envelope.rejected", reason="schema")

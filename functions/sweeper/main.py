@@ -1,6 +1,7 @@
 """Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish."""
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -8,6 +9,8 @@ from starlette.types import ASGIApp
 
 from shared.errors import Transient
 from shared.runtime import Runtime, on_http
+from shared.runtime.queue import note_queued
+from shared.runtime.tracing import Traced
 
 
 def _app(live: Runtime) -> ASGIApp:
@@ -18,9 +21,10 @@ def _app(live: Runtime) -> ASGIApp:
             await dispatcher.apply([{"type": "tick"}])
         except Transient:
             return Response(status_code=503)
+        await note_queued(live)
         return Response(status_code=204)
 
-    return Starlette(routes=[Route("/", tick, methods=["POST"])])
+    return Starlette(routes=[Route("/", tick, methods=["POST"])], middleware=[Middleware(Traced)])
 
 
 sweeper = on_http(__file__, _app)

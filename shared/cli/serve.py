@@ -55,7 +55,9 @@ def serve(
     """Serve the platform here: API, console and every function. Ctrl-C ends it."""
     with session(verbose=verbose) as settings:
         from shared.local.server import bind
+        from shared.runtime.wiring import tell_sentry
 
+        tell_sentry(settings, server_name="platform")
         provider = settings.agent_bus_provider if bus is None else bus.value
         # Before anything else is started, so that a port in use is told at once.
         with bind(_host(settings, host), settings.port if port is None else port) as listening:

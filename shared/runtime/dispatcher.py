@@ -12,7 +12,7 @@ from shared.messages import ErrorInfo, StepDispatched, Usage, WorkflowFinished
 from shared.runtime.cancellation import Cancellations
 from shared.runtime.sender import Sender
 from shared.state import Command, Event, WorkflowStore
-from shared.telemetry import metrics
+from shared.telemetry import TraceContext, current_trace, metrics, use_trace
 from shared.workflows import decide, render_output
 
 _log = logging.getLogger(__name__)
@@ -61,10 +61,10 @@ class Dispatcher:
                         if command["status"] != "SUCCESS":  # else nobody is at work for it any more
                             await self._cancellations.mark(command["workflow"], resumed=command["resumed"])
                         messages.append(self._finished(command, cause, traceparent))
-                    case kind:
-                        if kind == "accepted" and command["created"]:
-                            metrics.count("workflow.started", workflow=command["name"])
-                        answers.append(command)
+                    case "expired":
+                        metrics.count("step.lease_expired", command["attempts"])
+                    case _:
+                        answers.append(_answered(command))
             pending = decided
         if later:
             # What is ready now must not wait for what is not.
@@ -87,7 +87,7 @@ class Dispatcher:
             decided.append(decision)
             return
         try:
-            message = self._sender.dispatch(decision, cause=cause, traceparent=command["traceparent"] or traceparent)
+            message = self._sender.dispatch(decision, cause=cause, traceparent=_header(_trace_of(command, traceparent)))
         except AgentTeamError as error:  # too large to send: no attempt can change that
             decided.append(_failed(command, error))
             return
@@ -111,9 +111,10 @@ class Dispatcher:
         workflow, status = command["workflow"], command["status"]
         metrics.count(_COUNTERS[status], workflow=command["name"])
         metrics.gauge("workflow.execution_ms", command["milliseconds"], workflow=command["name"])
-        _log.info(
-            "workflow %s", status.lower(), extra={"workflowId": workflow, "status": status, "duration": command["milliseconds"]}
-        )
+        trace = _trace_of(command, traceparent)
+        with use_trace(trace):
+            fields = {"workflowId": workflow, "status": status, "duration": command["milliseconds"]}
+            _log.info("workflow %s", status.lower(), extra=fields)
         error = command["error"]
         payload: dict[str, Any] = {
             "workflow": workflow,
@@ -126,13 +127,29 @@ class Dispatcher:
         about: dict[str, Any] = {
             "resumed": command["resumed"],
             "cause": cause,
-            "traceparent": command["traceparent"] or traceparent,
+            "traceparent": _header(trace),
         }
         complete = WorkflowFinished(**payload, output=command["output"])
         try:
             return self._sender.finished(complete, **about)
         except AgentTeamError:  # the output is over the limit of a message; the state has it
             return self._sender.finished(WorkflowFinished(**payload, output_omitted=True), **about)
+
+
+def _answered(command: Command) -> Command:
+    if command["type"] == "accepted" and command["created"]:
+        metrics.count("workflow.started", workflow=command["name"])
+    return command
+
+
+def _trace_of(command: Command, traceparent: str | None) -> TraceContext | None:
+    """The span that the workflow goes on from: the running one if it works for the workflow, else the one that started that."""
+    first, running = TraceContext.parse(command["traceparent"] or traceparent), current_trace()
+    return running if first is None or (running is not None and running.trace_id == first.trace_id) else first
+
+
+def _header(trace: TraceContext | None) -> str | None:
+    return None if trace is None else trace.header
 
 
 def _failed(command: Command, error: AgentTeamError) -> Event:

@@ -24,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 CHECK_SECONDS: Final = 2.0
 KEPT_SECONDS: Final = 5.0
+_SHARE: Final = 0.9
+"""Of that, after which a check tells by itself what did not answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,21 +76,31 @@ async def ask_guards(live: Runtime) -> None:
 
 
 async def ask_model(live: Runtime) -> None:
-    """Whether a model can be opened, and not all that are asked have just failed repeatedly."""
+    """Whether one of the models is there, and not all that are asked have just failed repeatedly."""
     _ = live.model
-    if not live.asked_models or not live.settings.enable_circuit_breaker:
+    if live.reach is None:
         return
+    begun = live.clock.monotonic()
+    left = await _with_closed_circuits(live)
+    spent = live.clock.monotonic() - begun
+    await live.reach.ask(left, timeout_seconds=CHECK_SECONDS * _SHARE - spent)
+
+
+async def _with_closed_circuits(live: Runtime) -> list[str]:
+    """The models that may be called. Raises CircuitOpen when none is left."""
+    models = list(live.asked_models)
+    if not live.settings.enable_circuit_breaker:
+        return models
     states: list[str] = []
     # While the breakers' store hangs they let every call through: that is the store's fault, and no news of the model.
     with suppress(TimeoutError):
         async with asyncio.timeout(CHECK_SECONDS / 2):
-            states = [await breaker_state(live.guards.breaker, model) for model in live.asked_models]
+            states = [await breaker_state(live.guards.breaker, model) for model in models]
     if states and all(state == "OPEN" for state in states):
-        failing = ", ".join(live.asked_models)
         are = "breaker of {} is" if len(states) == 1 else "breakers of {} are"
-        raise CircuitOpen(
-            f"the circuit {are.format(failing)} OPEN: calls failed repeatedly; the log says why, and soon a call is tried again"
-        )
+        failing = are.format(", ".join(models))
+        raise CircuitOpen(f"the circuit {failing} OPEN: calls failed repeatedly; the log says why, and soon a call is tried again")
+    return [model for model, state in zip(models, states, strict=True) if state != "OPEN"] if states else models
 
 
 async def _ask_redis_of_the_bus(live: Runtime) -> None:

@@ -15,7 +15,7 @@ from shared.guards import Cache, Claim, Done, Idempotency, InFlight, New
 from shared.messages import Envelope, KeyRing, open_envelope
 from shared.runtime.leases import Leases
 from shared.runtime.letters import note_failure
-from shared.telemetry import TraceContext, bind_task, describe_error, follow_trace, metrics
+from shared.telemetry import TraceContext, bind_task, describe_error, metrics, span
 
 _log = logging.getLogger(__name__)
 _FIRST_LOOK_SECONDS = 0.05
@@ -67,9 +67,14 @@ class Pipeline:
             self._reject(delivery, error)
             return Outcome.ACK
         # A delivery has a task of its own, so nothing needs to be put back.
-        trace = TraceContext.parse(envelope.traceparent)
-        follow_trace(None if trace is None else trace.child())
         bind_task(workflowId=envelope.correlationid)
+        with span("queue.process", self._function, parent=TraceContext.parse(envelope.traceparent)) as running:
+            outcome = await self._handled(delivery, envelope)
+            if outcome is Outcome.RETRY:
+                running.status = "unavailable"
+            return outcome
+
+    async def _handled(self, delivery: Delivery, envelope: Envelope) -> Outcome:
         try:
             return await self._claimed(envelope)
         except EnvelopeRejected as error:

@@ -5,13 +5,14 @@ from typing import Any
 from shared.errors import ConfigurationError, InputError
 from shared.messages import WorkflowRequested
 from shared.runtime.wiring import Runtime
+from shared.telemetry import TraceContext, current_trace
 from shared.workflows import requested
 
 
 def request_event(
     live: Runtime, wanted: WorkflowRequested, *, workflow: str, request_key: str | None = None, traceparent: str | None = None
 ) -> dict[str, Any]:
-    """The `workflow.requested` event.
+    """The `workflow.requested` event; without a `traceparent` it belongs to the running span, else to a new trace.
 
     Raises InputError for a workflow that is not there or does not take the input, and for a `callback_url` that may not be called.
     """
@@ -22,6 +23,8 @@ def request_event(
         known = ", ".join(sorted(live.definitions))
         raise InputError(f"there is no workflow {wanted.workflow!r}; there are: {known}")
     check_callback(live, wanted.callback_url)
+    if traceparent is None:
+        traceparent = (current_trace() or TraceContext.new()).header
     return requested(
         definition,
         workflow=workflow,

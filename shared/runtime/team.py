@@ -23,7 +23,7 @@ from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.progress import Progress
 from shared.runtime.sender import WORKFLOW_EVENTS, Sender
-from shared.telemetry import describe_error, metrics
+from shared.telemetry import current_trace, describe_error, metrics
 
 _log = logging.getLogger(__name__)
 _NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
@@ -253,7 +253,7 @@ class AgentWork:
             subject=envelope.subject,
             workflow=order.workflow,
             cause=envelope.id,
-            traceparent=envelope.traceparent,
+            traceparent=envelope.traceparent if (running := current_trace()) is None else running.header,
         )
 
     def _note(self, order: StepDispatched, started: float, error: Exception | None, outcome: str) -> None:

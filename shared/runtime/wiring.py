@@ -21,10 +21,11 @@ from shared.runtime.cancellation import Cancellations
 from shared.runtime.pipeline import Link
 from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
-from shared.telemetry import configure_logging, redact_values
+from shared.telemetry import MetricLog, configure_logging, metrics, open_sentry, redact_values
 
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
+    from shared.ai.reach import Reach
     from shared.http.addresses import Gate
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import IdentityTokens, PushTokens
@@ -176,6 +177,16 @@ class Runtime:
         return () if self.settings.gemini_api_key is None else self.settings.models
 
     @cached_property
+    def reach(self) -> "Reach | None":
+        """What tells whether the models would answer; None where the offline model does."""
+        key = self.settings.gemini_api_key
+        if key is None:
+            return None
+        from shared.ai.reach import Reach
+
+        return Reach(key.get_secret_value(), base_url=self.settings.gemini_base_url)
+
+    @cached_property
     def functions(self) -> "dict[str, FunctionSpec]":
         """Every function of the project, from its function.yaml."""
         from shared.runtime.spec import load_functions
@@ -266,7 +277,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "model", "store", "guards"):
+        for name in ("bus", "model", "reach", "store", "guards"):
             close = getattr(self.__dict__.get(name), "close", None)
             if close is not None:  # not every model holds connections
                 await close()
@@ -293,8 +304,34 @@ def open_runtime(*, serves: Collection[str] | None) -> Runtime:
     """
     settings = load_settings()
     redact_values(*settings.secret_values())
-    configure_logging(settings.log_level, cloud="K_SERVICE" in os.environ, project=settings.gcp_project_id)
+    cloud = "K_SERVICE" in os.environ
+    configure_logging(settings.log_level, cloud=cloud, project=settings.gcp_project_id)
+    metrics.log_changes(MetricLog(logging.getLogger("metrics")) if cloud else None)
+    tell_sentry(settings, server_name="platform" if serves is None else ",".join(serves))
     return Runtime(settings, serves=serves)
+
+
+def tell_sentry(settings: Settings, *, server_name: str) -> None:
+    """Where `SENTRY_DSN` is set, tell Sentry of errors and of a share of the traces until the process ends."""
+    dsn = settings.sentry_dsn
+    if dsn is not None:
+        open_sentry(
+            dsn.get_secret_value(),
+            environment=settings.sentry_environment,
+            release=_release(),
+            server_name=server_name,
+            traces_sample_rate=settings.sentry_traces_sample_rate,
+        )
+
+
+def _release() -> str:
+    """The package with its version; where it runs from its source alone, the cloud's name for what was deployed."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"agent-team@{version('agent-team')}"
+    except PackageNotFoundError:
+        return os.environ.get("K_REVISION", "agent-team")
 
 
 def _local_secret(home: Path, name: str, new: str) -> str:

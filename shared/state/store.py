@@ -58,6 +58,10 @@ class WorkflowStore:
         page: list[dict[str, Any]] = await self._caller.call("list_workflows", arguments)
         return page
 
+    async def queued(self) -> int:
+        """How many workflows wait for their turn."""
+        return int(await self._caller.call("count_queued", {}))
+
     async def history(self, workflow: str, *, after: int = 0, limit: int = 1000) -> list[dict[str, Any]]:
         """What happened after entry `after`, oldest first; empty for an unknown workflow."""
         entries: list[dict[str, Any]] = await self._caller.call(

@@ -1,9 +1,9 @@
 """Logs: one JSON object a line, written with one call, so that lines of several writers never mix.
 
 Every line has `level` (debug, info, warn, error), `time` (milliseconds since 1970), `msg` (always a string) and `logger`. Fields
-bound by `bind` and those given as `extra={...}` stand beside them: `workflowId`, `step`, `attempt`, `agent`, `status`, `duration`
-(milliseconds, always a number), … In the cloud there are also the fields that Cloud Logging reads: severity, message and trace
-(https://cloud.google.com/logging/docs/structured-logging).
+bound by `bind_task` and those given as `extra={...}` stand beside them: `workflowId`, `step`, `attempt`, `agent`, `status`,
+`duration` (milliseconds, always a number), … In the cloud there are also the fields that Cloud Logging reads: severity, message
+and trace (https://cloud.google.com/logging/docs/structured-logging).
 
 An exception becomes `error: {type, message, stack}`. The stack names frames and no values. Only errors of this platform show their
 message: what a foreign exception says may be payload.
@@ -12,7 +12,6 @@ message: what a foreign exception says may be payload.
 import logging
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import PurePath
 from traceback import walk_tb
@@ -40,23 +39,13 @@ _NO_FIELDS: Mapping[str, Any] = MappingProxyType({})
 _bound: ContextVar[Mapping[str, Any]] = ContextVar("log_fields", default=_NO_FIELDS)
 
 
-@contextmanager
-def bind(**fields: Any) -> Iterator[None]:
-    """Put these fields on every line logged within the block, and in tasks started there."""
-    token = _bound.set({**_bound.get(), **redact_fields(fields)})
-    try:
-        yield
-    finally:
-        _bound.reset(token)
-
-
 def bind_task(**fields: Any) -> None:
-    """Put these fields on every line from here to the end of the running task. None of them may be a secret."""
-    _bound.set({**_bound.get(), **fields})
+    """Put these fields on every line from here to the end of the running task, and in tasks started there."""
+    _bound.set({**_bound.get(), **redact_fields(fields)})
 
 
-def current() -> Mapping[str, Any]:
-    """The fields that are bound here."""
+def bound_fields() -> Mapping[str, Any]:
+    """What stands on every line that the running task logs."""
     return _bound.get()
 
 

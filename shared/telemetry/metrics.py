@@ -2,13 +2,14 @@
 
 Names have dots here and underscores in Prometheus (https://prometheus.io/docs/concepts/data_model/), where counters also end in
 `_total`. A name, kind or label that the table does not know is an error at once, so that no dashboard waits for a series that never
-comes. A function that scales to zero cannot be scraped: in the cloud each change is also logged, see `log_changes`.
+comes. A function that scales to zero cannot be scraped: in the cloud its changes are also logged, see metric_log.py.
 """
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from shared.telemetry.metric_log import MetricLog
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -80,7 +81,7 @@ class Metrics:
         self._families: dict[str, Counter | Gauge | Histogram] = {}
         # What takes a value, found by kind, name and labels as the caller gives them: the checks are made once per series.
         self._series: dict[tuple[object, ...], Callable[[float], None]] = {}
-        self._log: logging.Logger | None = None
+        self._log: MetricLog | None = None
 
     def count(self, name: str, amount: float = 1, /, **labels: str) -> None:
         """Add `amount`, 0 or more, to a counter. Raises KeyError for an unknown name, ValueError for wrong labels or kind."""
@@ -124,15 +125,11 @@ class Metrics:
 
         return stop
 
-    def log_changes(self, logger: logging.Logger | None) -> None:
-        """From now on log each change too; None ends that.
-
-        Log-based metrics are made from these lines: `metric` is the name, `labels` the labels, and `value` the amount added, or the
-        value set or observed. The logger's own level becomes info, so that a quieter log does not blind the alerts.
-        """
-        if logger is not None:
-            logger.setLevel(logging.INFO)
-        self._log = logger
+    def log_changes(self, log: MetricLog | None) -> None:
+        """From now on note each change in `log` too; None ends that and logs what is left."""
+        if self._log is not None:
+            self._log.close()
+        self._log = log
 
     def _note(self, kind: Kind, name: str, value: float, labels: dict[str, str]) -> None:
         key = (kind, name, *labels.items())
@@ -141,7 +138,7 @@ class Metrics:
             note = self._series[key] = self._open_series(kind, name, labels)
         note(value)
         if self._log is not None:
-            self._log.info("metric", extra={"metric": name, "value": value, "labels": labels})
+            self._log.note(kind, name, value, labels)
 
     def _open_series(self, kind: Kind, name: str, labels: dict[str, str]) -> Callable[[float], None]:
         from prometheus_client import Counter, Gauge

@@ -83,9 +83,11 @@ class RedactingFilter(logging.Filter):
 def message_of(record: logging.LogRecord) -> str:
     """The record's text; where the arguments don't fit it, the text without them instead of an exception."""
     try:
-        return record.getMessage()
+        text = record.getMessage()
     except Exception:
         return f"{record.msg} (logged with arguments that don't fit)"
+    # What asyncio adds on further lines are tasks and exceptions, with whatever an exception's text may hold.
+    return text.partition("\n")[0] if record.name == "asyncio" else text
 
 
 def _redact(key: Any, value: Any, depth: int = 0) -> Any:

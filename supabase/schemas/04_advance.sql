@@ -62,6 +62,7 @@ declare
     effect _effect;
     one _effect;
     recover boolean := coalesce((event ->> 'recover')::boolean, false);
+    expired integer := 0;
     wf record;
     s steps;
 begin
@@ -94,6 +95,7 @@ begin
             order by t.position
         loop
             one := _on_due(s, recover, cause, moment);
+            expired := expired + (s.status = 'RUNNING' and not recover)::integer;
             effect.started := effect.started || one.started;
             effect.ended := effect.ended || one.ended;
             exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
@@ -113,6 +115,9 @@ begin
         update workflows as w set wake_at = null where w.id = wf.id;
         effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
     end loop;
+    if expired > 0 then
+        effect.reply := jsonb_build_object('type', 'expired', 'cause', cause, 'attempts', expired);
+    end if;
     return effect;
 end;
 $$;

@@ -59,6 +59,11 @@ begin atomic
 end;
 comment on function list_workflows is 'The newest workflows first; before is the last id of the page before.';
 
+create function count_queued() returns bigint
+language sql stable
+return (select count(*) from workflows where status = 'QUEUED');
+comment on function count_queued is 'How many workflows wait for their turn.';
+
 create function workflow_history(id text, after integer default 0, max_rows integer default 1000) returns json
 language sql stable
 begin atomic

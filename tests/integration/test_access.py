@@ -16,6 +16,7 @@ PUBLIC_ROLES = ("anon", "authenticated")
 READS = [
     "select get_workflow('wf_1')",
     "select list_workflows()",
+    "select count_queued()",
     "select workflow_history('wf_1')",
     "select workflow_snapshot('wf_1', 1)",
     "select advance('[]')",

@@ -252,8 +252,17 @@ async def test_a_step_that_may_fail_lets_the_next_start_when_its_last_lease_ran_
 async def test_a_tick_looks_at_no_more_workflows_than_it_may(door: Door) -> None:
     await door.advance(requested([step("a")], "wf_1"), requested([step("a")], "wf_2"))
     door.wait(LEASE)
-    assert [c["workflow"] for c in await door.advance(tick(limit=1))] == ["wf_1"]
-    assert [c["workflow"] for c in await door.advance(tick(limit=1))] == ["wf_2"]
+    assert one(await door.advance(tick(limit=1)), "dispatch")["workflow"] == "wf_1"
+    assert one(await door.advance(tick(limit=1)), "dispatch")["workflow"] == "wf_2"
+
+
+async def test_a_tick_tells_how_many_leases_ran_out_and_nothing_where_none_did(door: Door) -> None:
+    await door.advance(requested([step("a"), step("b", max_retries=0)], "wf_1"))
+    assert await door.advance(tick()) == []
+    door.wait(LEASE)
+    assert one(await door.advance(tick()), "expired") == {"type": "expired", "cause": 0, "attempts": 2}
+    await door.advance(requested([step("a")], "wf_2"))
+    assert "expired" not in kinds(await door.advance(tick(recover=True)))
 
 
 async def test_a_passed_deadline_fails_the_workflow(door: Door) -> None:

@@ -35,6 +35,7 @@ from shared.runtime.requests import request_event
 from shared.state import WorkflowStore
 from tests.support.doubles import SECRET, RememberingBus
 from tests.support.servers import redis_server
+from tests.support.simulated import simulator_thread
 
 ROOT = Path(__file__).parents[2]
 BRIEF = "The ferry was late on Monday. The crew had 3 people instead of 5. Who decides when it sails?"
@@ -597,7 +598,9 @@ def test_the_doctor_shows_a_table_on_a_terminal(run: Run) -> None:
 
 
 def test_the_doctor_speaks_json(run: Run, database: str) -> None:
-    result = run("doctor", "--json", DATABASE_URL=database, GEMINI_API_KEY="AIza" + "x" * 35, COMM_HMAC_DEFAULT_SECRET="s" * 40)
+    secrets = {"GEMINI_API_KEY": "AIza" + "x" * 35, "COMM_HMAC_DEFAULT_SECRET": "s" * 40}
+    with simulator_thread() as gemini:
+        result = run("doctor", "--json", DATABASE_URL=database, GEMINI_BASE_URL=gemini, **secrets)
 
     assert orjson.loads(result.stdout)["ok"] is True
     found = findings(result)

@@ -326,9 +326,27 @@ async def test_nothing_is_started_while_workflows_are_switched_off(bus: Remember
     assert bus.published == []
 
 
-async def test_a_valid_traceparent_is_carried_on(client: httpx.AsyncClient, bus: RememberingBus) -> None:
-    await client.post("/v1/workflows", json=BRIEF, headers={"traceparent": TRACE})
-    assert traces_of(bus) == [TRACE]
+CLOUD_TRACE = TRACE[3:35] + "/17179869185;o=1"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": TRACE},
+        {"traceparent": TRACE, "x-cloud-trace-context": "f" * 32 + "/1;o=1"},
+        {"x-cloud-trace-context": CLOUD_TRACE},
+        {"traceparent": "nonsense", "x-cloud-trace-context": CLOUD_TRACE},
+    ],
+)
+async def test_the_trace_of_a_request_is_carried_on(
+    client: httpx.AsyncClient, bus: RememberingBus, headers: dict[str, str]
+) -> None:
+    await client.post("/v1/workflows", json=BRIEF, headers=headers)
+    (carried,) = traces_of(bus)
+    # The same trace; the span above is the request itself, and no longer its caller.
+    assert carried[:35] == TRACE[:35]
+    assert carried[36:52] not in (TRACE[36:52], f"{17179869185:016x}")
+    assert carried.endswith("-01")
 
 
 @pytest.mark.parametrize("given", [None, "nonsense", TRACE.replace("4", "g")])

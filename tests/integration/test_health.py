@@ -31,6 +31,7 @@ from shared.state import WorkflowStore
 from shared.telemetry import configure_logging
 from tests.support.doubles import SECRET, RememberingBus
 from tests.support.servers import free_port, redis_server
+from tests.support.simulated import simulator_thread
 
 PASSWORD = "a-very-secret-word"
 KEY = "AIza-a-key"
@@ -72,6 +73,17 @@ class Caller:
 
 def store(caller: Caller) -> WorkflowStore:
     return WorkflowStore(caller, max_running=1)
+
+
+def with_models(gemini: str, default: str, *fallbacks: str, **given: Any) -> Settings:
+    return settings(gemini_api_key=KEY, gemini_base_url=gemini, ai_model_default=default, ai_model_fallbacks=fallbacks, **given)
+
+
+@pytest.fixture(scope="module")
+def gemini() -> Iterator[str]:
+    """Where a simulated Gemini answers, to our key alone."""
+    with simulator_thread("gemini-x", "gemini-y", keys=frozenset({KEY})) as url:
+        yield url
 
 
 # Healthy
@@ -215,19 +227,19 @@ async def test_what_is_wrong_with_redis_is_one_clear_line_for_who_asks_and_in_th
 
 @pytest.mark.parametrize("broken", BROKEN_REDIS, ids=lambda broken: broken.__name__)
 def test_what_is_wrong_with_redis_is_one_clear_line_of_the_doctors(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, broken: Scene
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gemini: str, broken: Scene
 ) -> None:
     with broken() as url:
-        findings = doctor(monkeypatch, tmp_path, REDIS_URL=url, GEMINI_API_KEY=KEY)
+        findings = doctor(monkeypatch, tmp_path, REDIS_URL=url, GEMINI_API_KEY=KEY, GEMINI_BASE_URL=gemini)
 
     where = url.replace(f":{PASSWORD}@", "")
     assert wrong(findings) == {"guards": f"Redis at {where} {BROKEN_REDIS[broken]}"}
 
 
-async def test_a_redis_that_hangs_is_unhealthy_and_the_model_is_not(database: str) -> None:
+async def test_a_redis_that_hangs_is_unhealthy_and_the_model_is_not(database: str, gemini: str) -> None:
     with redis_server(password=PASSWORD) as server:
         os.kill(server.pid, signal.SIGSTOP)
-        live = Runtime(settings(database_url=database, redis_url=server.url, gemini_api_key=KEY))
+        live = Runtime(settings(database_url=database, redis_url=server.url, gemini_api_key=KEY, gemini_base_url=gemini))
         status, body = await ready(live)
         await live.close()
     assert status == 503
@@ -271,8 +283,11 @@ async def test_a_missing_firestore_database_is_one_clear_line_for_who_asks_and_i
 
 
 @pytest.mark.usefixtures("firestore_without_database")
-def test_a_missing_firestore_database_is_one_clear_line_of_the_doctors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    findings = doctor(monkeypatch, tmp_path, GUARDS_BACKEND="firestore", GCP_PROJECT_ID="acme", GEMINI_API_KEY=KEY)
+def test_a_missing_firestore_database_is_one_clear_line_of_the_doctors(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gemini: str
+) -> None:
+    model = {"GEMINI_API_KEY": KEY, "GEMINI_BASE_URL": gemini}
+    findings = doctor(monkeypatch, tmp_path, GUARDS_BACKEND="firestore", GCP_PROJECT_ID="acme", **model)
     assert wrong(findings) == {"guards": NO_DATABASE}
 
 
@@ -335,9 +350,11 @@ async def test_an_error_that_nobody_expected_is_in_the_log_and_not_in_the_answer
 @pytest.mark.parametrize(
     ("failures", "later", "breaker", "status"), [(4, 0, True, 200), (5, 0, True, 503), (5, 30, True, 200), (5, 0, False, 200)]
 )
-async def test_the_model_is_unhealthy_while_its_breaker_is_open(failures: int, later: float, breaker: bool, status: int) -> None:
+async def test_the_model_is_unhealthy_while_its_breaker_is_open(
+    gemini: str, failures: int, later: float, breaker: bool, status: int
+) -> None:
     clock = ManualClock()
-    given = settings(gemini_api_key=KEY, ai_model_default="gemini-x", ai_model_fallbacks=(), enable_circuit_breaker=breaker)
+    given = with_models(gemini, "gemini-x", enable_circuit_breaker=breaker)
     live = Runtime(given, clock=clock, store=store(Caller()))
     for _ in range(failures):
         await live.guards.breaker.after(breaker_of("gemini-x"), success=False)
@@ -350,8 +367,8 @@ async def test_the_model_is_unhealthy_while_its_breaker_is_open(failures: int, l
 
 
 @pytest.mark.parametrize(("open_circuits", "status"), [(("gemini-x",), 200), (("gemini-x", "gemini-y"), 503)])
-async def test_the_models_are_unhealthy_when_none_is_left(open_circuits: tuple[str, ...], status: int) -> None:
-    given = settings(gemini_api_key=KEY, ai_model_default="gemini-x", ai_model_fallbacks=("gemini-y",))
+async def test_the_models_are_unhealthy_when_none_is_left(gemini: str, open_circuits: tuple[str, ...], status: int) -> None:
+    given = with_models(gemini, "gemini-x", "gemini-y")
     live = Runtime(given, clock=ManualClock(), store=store(Caller()))
     for model in open_circuits:
         for _ in range(5):
@@ -367,6 +384,60 @@ async def test_the_model_is_unhealthy_when_it_cannot_be_opened() -> None:
     status, body = await ready(Runtime(settings(gemini_api_key="AIza\u00e9"), store=store(Caller())))
     assert status == 503
     assert body["errors"]["ai_service"].startswith("GEMINI_API_KEY")
+
+
+async def asked_of(given: Settings) -> tuple[int, str | None]:
+    """The status, and what is said of the model."""
+    live = Runtime(given, store=store(Caller()))
+    status, body = await ready(live)
+    await live.close()
+    return status, body["errors"].get("ai_service")
+
+
+async def test_a_model_that_nobody_has_called_yet_is_asked_for_without_calling_it(gemini: str) -> None:
+    assert await asked_of(with_models(gemini, "gemini-x")) == (200, None)
+    async with httpx.AsyncClient() as client:
+        ledger = (await client.get(f"{gemini}/_simulator/ledger")).json()
+    assert ledger["models"].get("gemini-x", {}).get("calls", 0) == 0
+
+
+async def test_a_model_that_is_not_there_is_passed_over_while_there_is_another(gemini: str) -> None:
+    assert await asked_of(with_models(gemini, "gemini-gone", "gemini-y")) == (200, None)
+    status, said = await asked_of(with_models(gemini, "gemini-gone", "gemini-lost"))
+    assert (status, said) == (
+        503,
+        "gemini-gone: no such model; set AI_MODEL_DEFAULT and AI_MODEL_FALLBACKS to models that Google serves",
+    )
+
+
+async def test_a_key_that_is_refused_is_unhealthy_and_not_shown(gemini: str) -> None:
+    status, said = await asked_of(settings(gemini_api_key=f"AIza-{PASSWORD}", gemini_base_url=gemini))
+    assert (status, said) == (503, "the key is refused (400); check that GEMINI_API_KEY is valid and may use the Gemini API")
+
+
+async def test_a_gemini_that_is_away_is_named_without_its_password() -> None:
+    port = free_port()
+    status, said = await asked_of(settings(gemini_api_key=KEY, gemini_base_url=f"http://user:{PASSWORD}@127.0.0.1:{port}/"))
+    assert (status, said) == (503, f"http://127.0.0.1:{port} cannot be reached (ConnectError); is the network there?")
+
+
+async def test_a_gemini_that_does_not_answer_is_unhealthy_within_the_time_of_a_check() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        status, said = await asked_of(settings(gemini_api_key=KEY, gemini_base_url=url))
+    assert (status, said) == (503, f"{url} did not answer within 1.8 s; is it reachable from here?")
+
+
+@pytest.mark.parametrize(("answer", "status"), [(200, 200), (429, 200), (500, 503), (503, 503), (403, 503)])
+async def test_a_quota_that_is_used_up_is_no_failure_of_the_service(answer: int, status: int) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(f"HTTP/1.1 {answer} X\r\ncontent-length: 0\r\nconnection: close\r\n\r\n".encode())
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert (await asked_of(settings(gemini_api_key=KEY, gemini_base_url=url, ai_model_fallbacks=())))[0] == status
 
 
 # How it is asked

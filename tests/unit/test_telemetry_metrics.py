@@ -1,17 +1,24 @@
+import ast
 import io
 import json
 import logging
 import re
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import prometheus_client
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from shared import telemetry
-from shared.telemetry import METRICS_CONTENT_TYPE, Metrics, configure_logging
+from shared.telemetry import METRICS_CONTENT_TYPE, MetricLog, Metrics, configure_logging
 from shared.telemetry.metrics import DECLARED, Metric
 
+ROOT = Path(__file__).parents[2]
 PROMISED = {
     *("task.success", "task.failure", "task.duration_ms"),
     *(
@@ -153,16 +160,91 @@ def test_the_content_type_is_that_of_the_text(metrics: Metrics) -> None:
     assert re.match(rb"# HELP \w+", metrics.text())
 
 
+def logged(log: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.getvalue().splitlines()]
+
+
 def test_changes_ride_on_the_log_even_when_it_is_quiet(metrics: Metrics, log: io.StringIO) -> None:
     metrics.count("task.success", task="writer")
-    metrics.log_changes(logging.getLogger("tests.metrics"))
+    metrics.log_changes(MetricLog(logging.getLogger("tests.metrics"), seconds=3600))
     metrics.count("task.failure", 2, task="writer", error="RateLimited")
     metrics.gauge("workflow.queued", 4)
+    assert log.getvalue() == ""
     metrics.log_changes(None)
     metrics.gauge("workflow.queued", 5)
-    lines = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [(line["metric"], line["value"], line["labels"]) for line in lines] == [
-        ("task.failure", 2, {"task": "writer", "error": "RateLimited"}),
-        ("workflow.queued", 4, {}),
+    lines = logged(log)
+    assert [(line["metric"], line["kind"], line["value"], line["labels"]) for line in lines] == [
+        ("task.failure", "counter", 2, {"task": "writer", "error": "RateLimited"}),
+        ("workflow.queued", "gauge", 4, {}),
     ]
-    assert lines[0]["severity"] == "INFO"
+    assert (lines[0]["severity"], lines[0]["message"]) == ("INFO", "metric")
+
+
+def test_a_series_is_one_line_however_often_it_changes(metrics: Metrics, log: io.StringIO) -> None:
+    metrics.log_changes(MetricLog(logging.getLogger("tests.metrics"), seconds=3600))
+    for number in range(1000):
+        metrics.count("task.success", task="writer")
+        metrics.gauge("workflow.queued", number)
+        metrics.observe("task.duration_ms", number, task="writer")
+    metrics.log_changes(None)
+    counted, gauged, observed = logged(log)
+    assert (counted["value"], gauged["value"]) == (1000, 999)
+    assert (observed["value"], observed["count"], observed["max"]) == (pytest.approx(499.5), 1000, 999)
+
+
+def test_what_changed_is_logged_once_the_time_is_over_and_then_only_what_changes_again(metrics: Metrics, log: io.StringIO) -> None:
+    metrics.log_changes(MetricLog(logging.getLogger("tests.metrics"), seconds=0.02))
+    for expected in (1, 2):
+        metrics.count("ai.cache.hit")
+        deadline = time.monotonic() + 10
+        while log.getvalue().count("\n") < expected:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    metrics.log_changes(None)
+    assert [line["value"] for line in logged(log)] == [1, 1]
+
+
+def test_a_function_in_the_cloud_logs_what_changed_when_it_ends() -> None:
+    code = (
+        "from shared.runtime.wiring import open_runtime; from shared.telemetry import metrics; open_runtime(serves=('writer',));"
+        "metrics.count('task.success', 3, task='writer')"
+    )
+    given = {"K_SERVICE": "writer", "GCP_PROJECT_ID": "acme", "LOG_LEVEL": "error", "PYTHONPATH": str(ROOT)}
+    for variables, lines in ((given, 1), ({**given, "K_SERVICE": None}, 0)):
+        environment = {name: value for name, value in variables.items() if value is not None}
+        ended = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True
+        )
+        written = [json.loads(line) for line in ended.stderr.splitlines()]
+        assert len(written) == lines
+        for line in written:
+            assert (line["metric"], line["value"], line["labels"]) == ("task.success", 3, {"task": "writer"})
+            assert (line["severity"], line["message"], line["logger"]) == ("INFO", "metric", "metrics")
+
+
+# The table, the code and the documentation
+
+SOURCES = [*sorted((ROOT / "shared").rglob("*.py")), *sorted((ROOT / "functions").rglob("*.py"))]
+SETTERS = {"count": "counter", "gauge": "gauge", "watch": "gauge", "observe": "histogram"}
+
+
+def set_in(source: str) -> Iterator[tuple[str, str]]:
+    """Kind and name of each metric that this code sets; of a name that is looked up in a table, all of the table's."""
+    tree = ast.parse(source)
+    assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
+    tables = {target.id: node.value for node in assigned for target in node.targets if isinstance(target, ast.Name)}
+    for node in ast.walk(tree):
+        match node:
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="metrics"), attr=setter), args=[name, *_]) if setter in SETTERS:
+                where = tables[name.value.id] if isinstance(name, ast.Subscript) and isinstance(name.value, ast.Name) else name
+                for value in where.values if isinstance(where, ast.Dict) else [where]:
+                    yield SETTERS[setter], ast.literal_eval(value)
+
+
+def test_every_metric_that_is_declared_is_set_somewhere_and_the_other_way_round() -> None:
+    assert {found for path in SOURCES for found in set_in(path.read_text())} == {(one.kind, one.name) for one in DECLARED}
+
+
+def test_the_documentation_has_every_metric_with_its_labels_and_meaning() -> None:
+    rows = re.findall(r"^\| `([a-z_.]+)` \| (\w+) \| (.*?) \| (.*?) \|$", (ROOT / "docs" / "metrics.md").read_text(), re.MULTILINE)
+    assert rows == [(one.name, one.kind, ", ".join(one.labels), one.description) for one in DECLARED]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.telemetry import TraceContext, current_trace, use_trace
+from shared.telemetry import Span, TraceContext, current_trace, record_spans, span, use_trace
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 SPAN = "00f067aa0ba902b7"
@@ -56,6 +56,34 @@ def test_a_later_version_is_read_as_far_as_it_is_known(header: str) -> None:
 )
 def test_a_malformed_traceparent_is_none(header: str | None) -> None:
     assert TraceContext.parse(header) is None
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (f"{TRACE}/1;o=1", TraceContext(TRACE, "0000000000000001")),
+        (f"{TRACE.upper()}/17179869185;o=0", TraceContext(TRACE, "0000000400000001", False)),
+        (f"{TRACE}/18446744073709551615", TraceContext(TRACE, "f" * 16, False)),
+        (f" {TRACE}/7;o=3 ", TraceContext(TRACE, "0000000000000007")),
+    ],
+)
+def test_googles_older_header_names_the_span_as_a_decimal_number(header: str, expected: TraceContext) -> None:
+    assert TraceContext.parse_cloud(header) == expected
+
+
+@pytest.mark.parametrize("header", [TRACE, f"{TRACE}/0;o=1", f"{TRACE};o=1"])
+def test_googles_older_header_may_name_no_span(header: str) -> None:
+    trace = TraceContext.parse_cloud(header)
+    assert trace is not None
+    assert trace.trace_id == TRACE
+    assert TraceContext.parse(trace.header) == trace
+
+
+@pytest.mark.parametrize(
+    "header", [None, "", "0" * 32 + "/1;o=1", f"{TRACE}/x", f"{TRACE[1:]}/1", f"{TRACE}/1;o=", f"{TRACE}/1;p=1"]
+)
+def test_a_malformed_older_header_is_none(header: str | None) -> None:
+    assert TraceContext.parse_cloud(header) is None
 
 
 @given(hexadecimal(32), hexadecimal(16), st.booleans())
@@ -109,3 +137,26 @@ async def test_the_current_trace_follows_the_task_and_ends_with_the_block() -> N
         assert current_trace() == one
     assert current_trace() is None
     assert await inner == one
+
+
+def test_a_span_is_below_its_parent_and_recorded_when_it_ends() -> None:
+    recorded: list[Span] = []
+    record_spans(recorded.append)
+    try:
+        with span("http.server", "GET /", parent=None) as outer:
+            assert current_trace() is outer.trace
+            with span("queue.process", "writer", parent=current_trace()) as inner:
+                inner.status = "unavailable"
+            assert recorded == [inner]
+        with pytest.raises(ZeroDivisionError), span("queue.process", "judge", parent=TraceContext(TRACE, SPAN)):
+            raise ZeroDivisionError
+    finally:
+        record_spans(None)
+    assert (outer.trace.parent_id, inner.trace.parent_id) == (None, outer.trace.span_id)
+    assert inner.trace.trace_id == outer.trace.trace_id
+    # The beginning is the wall clock's, the length is not: they differ by microseconds.
+    assert outer.started <= inner.started <= inner.ended <= outer.ended + 0.001
+    *_, broken = recorded
+    assert (broken.status, broken.trace.trace_id, broken.trace.parent_id) == ("internal_error", TRACE, SPAN)
+    assert [one.status for one in recorded] == ["unavailable", "ok", "internal_error"]
+    assert current_trace() is None

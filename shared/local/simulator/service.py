@@ -1,7 +1,7 @@
 """The paths of the Gemini API, and the simulator's own under `/_simulator/`, by which a test in another process drives it."""
 
 import re
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qs, unquote
 
 import orjson
@@ -20,6 +20,7 @@ from shared.local.simulator.faults import fault_from
 from shared.local.simulator.replies import unknown_model, wrong_key
 from shared.local.simulator.state import State
 
+_METADATA: Final = re.compile(r"/(v1|v1beta)/models/([^/:]+)")
 _PATH: Final = re.compile(r"/(v1|v1beta)/models/([^/:]+):(generateContent|streamGenerateContent|countTokens)")
 _MOST_BYTES: Final = 20 * 1024 * 1024
 
@@ -67,6 +68,9 @@ class _Api:
         if body is None:
             return
         try:
+            if scope["method"] == "GET":
+                await send_whole(send, 200, orjson.dumps(self._metadata(scope)))
+                return
             model, method = self._route(scope)
             asked = _read(body, model)
         except Refused as refused:
@@ -94,13 +98,26 @@ class _Api:
         if path is None or scope["method"] != "POST":
             raise Refused(404, "NOT_FOUND", "Requested entity was not found.")
         version, model, method = path[1], unquote(path[2]), path[3]
+        self._check(scope, version, model, method)
+        return model, method
+
+    def _metadata(self, scope: Scope) -> dict[str, Any]:
+        """What is told of a model, which uses up no quota. Raises Refused like `_route`."""
+        path = _METADATA.fullmatch(scope["path"])
+        if path is None:
+            raise Refused(404, "NOT_FOUND", "Requested entity was not found.")
+        version, model = path[1], unquote(path[2])
+        self._check(scope, version, model, "getModel")
+        methods = ["generateContent", "countTokens"]
+        return {"name": f"models/{model}", "displayName": model, "supportedGenerationMethods": methods}
+
+    def _check(self, scope: Scope, version: str, model: str, method: str) -> None:
         key = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"x-goog-api-key"), None)
         accepted = self._state.settings.keys
         if not key or (accepted is not None and key not in accepted):
             raise wrong_key(key)
         if model not in self._state.quotas:
             raise unknown_model(version, model, method)
-        return model, method
 
 
 def _read(body: bytearray, model: str) -> Asked:

