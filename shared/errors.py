@@ -23,6 +23,7 @@
         ├── CircuitOpen              a breaker refuses calls for now
         ├── BusUnavailable           the message bus
         ├── StoreUnavailable         the database or the guards' store
+        ├── GatewayUnavailable       the gateway, as the command line asks it over HTTP
         └── ModelUnavailable         the model: 5xx, no connection
             └── OutcomeUnknown       no answer came: the call may have been carried out, and charged
 
@@ -138,6 +139,10 @@ class BusUnavailable(Transient):
 
 class StoreUnavailable(Transient):
     """The database, or the store behind the guards, cannot be reached or refuses work."""
+
+
+class GatewayUnavailable(Transient):
+    """The gateway, as the command line asks it over HTTP, cannot be reached, does not answer, or refuses work for now."""
 
 
 class ModelUnavailable(Transient):
