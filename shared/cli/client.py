@@ -6,7 +6,7 @@ anything twice. Redirects are not followed: the API key is for the address that 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -85,7 +85,7 @@ class Gateway:
             await self.clock.sleep(seconds)
         return await self._once(method, path, params=params, json=body, headers=headers)
 
-    async def events(self, id: str, *, after: int) -> AsyncIterator[Event]:
+    async def events(self, id: str, *, after: int) -> AsyncGenerator[Event, None]:
         """OPENED, then what happens to a workflow after entry `after`, until the connection ends. Errors as `ask`, which see."""
         limits = httpx.Timeout(_CONNECT_SECONDS, read=_SILENCE_SECONDS)
         headers = {"accept": "text/event-stream", "last-event-id": str(after)}

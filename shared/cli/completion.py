@@ -25,7 +25,10 @@ _ZSH = """
 
 compdef %(complete_func)s %(prog_name)s
 """
-_ASK = "env %(autocomplete_var)s=complete_fish _TYPER_COMPLETE_FISH_ACTION={} _TYPER_COMPLETE_ARGS=(commandline -cp) (commandline -opc)[1]"
+_ASK = (
+    "env %(autocomplete_var)s=complete_fish _TYPER_COMPLETE_FISH_ACTION={} "
+    "_TYPER_COMPLETE_ARGS=(commandline -cp) (commandline -opc)[1]"
+)
 _FISH = (
     f'complete --command %(prog_name)s --no-files --arguments "({_ASK.format("get-args")})" --condition "{_ASK.format("is-args")}"'
 )

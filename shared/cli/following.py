@@ -34,54 +34,82 @@ async def events(
     without that the first connection must succeed. Raises what `Gateway.events` raises, and GatewayUnavailable when the gateway has
     been away for five minutes: `again` is what it tells to type then.
     """
-    clock, after, tries = gateway.clock, 0, 0
-    broken_at: float | None = None
+    outage, after = _Outage(gateway, again, tell, known=known), 0
     while True:
-        opened_at = clock.monotonic()
+        outage.connecting()
         try:
             async with aclosing(gateway.events(id, after=after)) as stream:
                 async for event in stream:
                     if event is OPENED:
-                        known = True
-                        if broken_at is not None:
-                            tell(f"{gateway.url} is there again")
-                        continue
-                    if event.name == "end":
+                        outage.connected()
+                    elif event.id is None:
                         yield event
-                        return
-                    if event.id is not None:
-                        if event.id <= after:
-                            continue
-                        after, tries, broken_at = event.id, 0, None
-                    yield event
-            error = GatewayUnavailable(f"{gateway.url} closed the connection")
-        except GatewayUnavailable as caught:
-            if not known:
-                raise
-            error = caught
-        now = clock.monotonic()
-        if broken_at is None or now - opened_at >= _LASTING_SECONDS:
-            broken_at, tries = now, 0
-            tell(f"{error}; trying again for {_PATIENCE_SECONDS / 60:g} minutes")
-        pause = _pause(error, tries)
-        if now + pause - broken_at > _PATIENCE_SECONDS:
-            raise GatewayUnavailable(
-                f"{gateway.url} has not come back within {_PATIENCE_SECONDS / 60:g} minutes; the workflow goes on with it: {again}"
-            )
-        tries += 1
-        await clock.sleep(pause)
+                        if event.name == "end":
+                            return
+                    elif event.id > after:
+                        after = event.id
+                        outage.over()
+                        yield event
+            raise GatewayUnavailable(f"{gateway.url} closed the connection")
+        except GatewayUnavailable as error:
+            pause = outage.pause(error)
+        await gateway.clock.sleep(pause)
+
+
+class _Outage:
+    """How long a gateway has been away, and what is told of it."""
+
+    def __init__(self, gateway: Gateway, again: str, tell: Callable[[str], None], *, known: bool) -> None:
+        self._gateway = gateway
+        self._again = again
+        self._tell = tell
+        self._known = known
+        self._connecting_at = 0.0
+        self._began_at: float | None = None
+        self._tries = 0
+
+    def connecting(self) -> None:
+        """A connection is begun."""
+        self._connecting_at = self._gateway.clock.monotonic()
+
+    def connected(self) -> None:
+        """The gateway has answered."""
+        self._known = True
+        if self._began_at is not None:
+            self._tell(f"{self._gateway.url} is there again")
+
+    def over(self) -> None:
+        """Something new has come."""
+        self._began_at = None
+
+    def pause(self, error: GatewayUnavailable) -> float:
+        """Seconds until the next try. Raises GatewayUnavailable when there shall be none."""
+        if not self._known:
+            raise error
+        now, minutes = self._gateway.clock.monotonic(), f"{_PATIENCE_SECONDS / 60:g} minutes"
+        if self._began_at is None or now - self._connecting_at >= _LASTING_SECONDS:
+            self._began_at, self._tries = now, 0
+            self._tell(f"{error}; trying again for {minutes}")
+        pause = _pause(error, self._tries)
+        self._tries += 1
+        if now + pause - self._began_at > _PATIENCE_SECONDS:
+            away = f"{self._gateway.url} has not come back within {minutes}"
+            raise GatewayUnavailable(f"{away}; what it has goes on there. Come back to it with: {self._again}") from error
+        return pause
 
 
 async def follow(gateway: Gateway, id: str, *, again: str, known: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Show a workflow's progress, on standard error or on `console`, until it has ended, and return it. Errors as `events`."""
-    async with open_screen(gateway.clock, live=True, console=console) as screen:
-        async with aclosing(events(gateway, id, again=again, tell=screen.notice, known=known)) as happening:
-            async for event in happening:
-                with gateway.understood():
-                    if event.name == "progress":
-                        screen.write(event.data)
-                    elif event.id is not None:
-                        screen.show(event.data)
+    async with (
+        open_screen(gateway.clock, live=True, console=console) as screen,
+        aclosing(events(gateway, id, again=again, tell=screen.notice, known=known)) as happening,
+    ):
+        async for event in happening:
+            with gateway.understood():
+                if event.name == "progress":
+                    screen.write(event.data)
+                elif event.id is not None:
+                    screen.show(event.data)
     return await gateway.ask("GET", f"/v1/workflows/{id}")
 
 

@@ -66,9 +66,10 @@ def read_unchecked(
 ) -> dict[str, Any]:
     """The input of a workflow that is none of `names`, those known here: a .json file, and fields of text. Raises InputError."""
     if source is not None and Path(source).suffix.lower() != ".json":
+        guess = _guess(workflow, names, " (did you mean {!r}?)")
         raise InputError(
-            f"workflow {workflow[:60]!r} is not known here{_guess(workflow, names, ', did you mean {!r}?')}: plain text has no field to "
-            "go to; give --param NAME=TEXT or a .json file"
+            f"workflow {workflow[:60]!r} is not known here{guess}: plain text has no field to go to; "
+            "give --param NAME=TEXT or a .json file"
         )
     given = {} if source is None else _object(_read_text(source, repr(source), max_bytes), repr(source), ())
     given |= dict(_split(param, "name") for param in params)

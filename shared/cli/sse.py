@@ -31,26 +31,22 @@ class EventReader:
         self._fields: dict[bytes, bytes] = {}
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """The events that end in `data`. Raises ValueError for what is none: no JSON object, no number for an id, no end of a line."""
-        # The end of a line is searched for in what is new, else a long line that comes in bits would cost the square of its length.
-        if b"\n" not in data and b"\r" not in data:
-            self._keep(self._rest + data)
-            return
-        lines = (self._rest + data).replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
-        self._keep(lines.pop())
+        """The events that end in `data`. Raises ValueError for what is none, and for a line that does not end."""
+        data = self._rest + data
+        # The line feed that belongs to a carriage return may still be to come.
+        whole = data[:-1] if data.endswith(b"\r") else data
+        *lines, rest = whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+        if len(rest) > MAX_LINE_BYTES:
+            raise ValueError("a line without end")
+        self._rest = rest + data[len(whole) :]
         for line in lines:
             if line:
                 name, _, value = line.partition(b":")
                 self._take(name, value.removeprefix(b" "))
-            elif self._fields:
-                fields, self._fields = self._fields, {}
-                if b"data" in fields:
-                    yield _event(fields)
-
-    def _keep(self, rest: bytes) -> None:
-        if len(rest) > MAX_LINE_BYTES:
-            raise ValueError("a line without end")
-        self._rest = rest
+                continue
+            fields, self._fields = self._fields, {}
+            if b"data" in fields:
+                yield _event(fields)
 
     def _take(self, name: bytes, value: bytes) -> None:
         if name == b"data" and name in self._fields:
