@@ -40,4 +40,4 @@ async def _cancel(settings: "Settings", url: str | None, id: str, reason: str, *
             elif had_ended:
                 typer.echo(one_line(f"{id} had ended before: {answer['status']}"))
             else:
-                typer.echo(one_line(f"{id} is cancelled: {answer['status']}"))
+                typer.echo(f"{id} is cancelled")

@@ -205,7 +205,8 @@ def _address(settings: Settings, url: str | None) -> httpx.URL:
     except (httpx.InvalidURL, TypeError, ValueError):
         address = httpx.URL("")
     if address.scheme not in ("http", "https") or not address.host or (address.port is not None and not 0 < address.port < 65536):
-        raise InputError(f"{name} {redact_url(one_line(given, longest=60))!r} is not an address; give for instance {DEFAULT_URL}")
+        shown = redact_url(given) if "://" in given or "@" in given else given
+        raise InputError(f"{name} {one_line(shown, longest=60)!r} is not an address; give for instance {DEFAULT_URL}")
     if address.userinfo or address.query or address.fragment:
         raise InputError(f"{name} holds more than an address; give scheme, host, port and path, and the key in AGENT_TEAM_API_KEY")
     return address
