@@ -93,7 +93,10 @@ def refused(result: Result, *parts: str) -> None:
         (answer(200, b"{}"), ("answers otherwise than a gateway of this version",)),
         (answer(200, b'{"items":[{"id":"\\u001b[31m"}],"next_cursor":null}'), ("answers otherwise",)),
         (answer(301, b"", location="https://elsewhere.example/v1"), ("it points to https://elsewhere.example/v1",)),
-        (answer(401, b'{"detail":"who are you?"}'), ("lets nobody in unknown (HTTP 401)", "not one of its keys", "AGENT_TEAM_API_KEY")),
+        (
+            answer(401, b'{"detail":"who are you?"}'),
+            ("lets nobody in unknown (HTTP 401)", "not one of its keys", "AGENT_TEAM_API_KEY"),
+        ),
         (answer(403, b'{"detail":"scope admin is needed"}'), ("(HTTP 403): scope admin is needed", "AGENT_TEAM_API_KEY")),
         (answer(422, b'{"detail":"limit: \\u001b[31mtoo\\nlarge"}'), ("refuses (HTTP 422): limit: [31mtoo large",)),
         (answer(404, b'{"detail":"there is none"}'), ("refuses: there is none",)),
@@ -368,7 +371,9 @@ def test_a_workflow_that_did_not_succeed_exits_with_1(run: Run) -> None:
 def test_what_was_cancelled_and_what_had_ended_are_told_apart(run: Run) -> None:
     running = json.dumps({**DONE, "finished_at": None, "status": "RUNNING"}).encode()
     cancelled = json.dumps({"id": WORKFLOW, "status": "CANCELLED"}).encode()
-    with scripted([answer(200, running), answer(202, cancelled), answer(200, json.dumps(DONE).encode()), answer(202, ACCEPTED)]) as server:
+    with scripted(
+        [answer(200, running), answer(202, cancelled), answer(200, json.dumps(DONE).encode()), answer(202, ACCEPTED)]
+    ) as server:
         result = run("cancel", WORKFLOW, "--reason", "asked for twice", "--url", server.url)
         assert (result.exit_code, result.stdout) == (0, f"{WORKFLOW} is cancelled\n")
         assert json.loads(server.requests[1].body) == {"reason": "asked for twice"}
