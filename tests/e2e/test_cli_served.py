@@ -26,11 +26,12 @@ SECONDS = 90
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A platform with a simulated model, which takes its time."""
-    loop = asyncio.new_event_loop()
-    context = serving(tmp_path_factory.mktemp("served"), "--simulate")
-    yield loop.run_until_complete(context.__aenter__())
-    loop.run_until_complete(context.__aexit__(None, None, None))
-    loop.close()
+    with asyncio.Runner() as runner:
+        context = serving(tmp_path_factory.mktemp("served"), "--simulate")
+        platform = runner.run(context.__aenter__())
+        yield platform
+        runner.run(platform.end())
+        runner.run(context.__aexit__(None, None, None))
 
 
 class Command:
@@ -173,7 +174,7 @@ async def test_an_unknown_workflow_is_told_in_one_line(served: Served, tmp_path:
         assert "there is no workflow" in said
 
 
-async def test_a_terminal_gets_a_tree_with_what_is_being_written(served: Served, tmp_path: Path) -> None:
+async def test_a_terminal_gets_a_tree_that_moves(served: Served, tmp_path: Path) -> None:
     id = await served_by(served, tmp_path)
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
@@ -186,7 +187,6 @@ async def test_a_terminal_gets_a_tree_with_what_is_being_written(served: Served,
         assert await process.wait() == 0
     assert "⠋" in seen or "⠙" in seen or "⠹" in seen
     assert "✓" in seen
-    assert " characters: " in seen, "what a step is writing"
     assert "SUCCESS in " in seen
 
 
@@ -214,8 +214,9 @@ async def test_a_platform_that_is_killed_and_comes_back_is_watched_on(tmp_path: 
             told = [json.loads(await watching.line()) for _ in range(4)]
             first.process.kill()
             await first.process.wait()
-            async with serving(platform, "--simulate", "--port", port):
+            async with serving(platform, "--simulate", "--port", port) as second:
                 code, out, said = await watching.ended()
+                await second.end()
     told += [json.loads(line) for line in out.splitlines()]
     assert code == 0, said
     numbers = [one["id"] for one in told if one["id"] is not None]

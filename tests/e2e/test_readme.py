@@ -46,7 +46,7 @@ def test_the_tour_of_the_readme_can_be_typed_as_it_stands_there(tmp_path: Path) 
     assert len(steps) == 6
     with bind("127.0.0.1", 0) as free:
         port = free.getsockname()[1]
-    # What differs from a reader's shell: another port, by the setting for it and where the address is typed, and a folder for the data.
+    # What differs from a reader's shell: the port, by its setting and where the address is typed, and the folder for the data.
     given = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
     environment = {**given, "AGENT_TEAM_HOME": str(tmp_path / "home"), "PORT": str(port)}
     script = "\n".join(
