@@ -151,8 +151,8 @@ class Gateway:
         detail = None if document is None else document.get("detail")
         why = f": {one_line(detail, longest=600)}" if isinstance(detail, str) else ""
         if status == 401:
-            given = "the key in AGENT_TEAM_API_KEY is not one of its keys" if _shows_key(self._http) else "it wants an API key"
-            return ConfigurationError(f"{self.url} lets nobody in unknown (HTTP 401): {given}; set AGENT_TEAM_API_KEY")
+            wrong = "does not take the key in AGENT_TEAM_API_KEY" if _shows_key(self._http) else "wants an API key"
+            return ConfigurationError(f"{self.url} {wrong} (HTTP 401){why}; set AGENT_TEAM_API_KEY to one of its keys")
         if status == 403:
             key = "set AGENT_TEAM_API_KEY to a key that may" if _shows_key(self._http) else "set AGENT_TEAM_API_KEY"
             return ConfigurationError(f"{self.url} does not allow this (HTTP 403){why}; {key}")

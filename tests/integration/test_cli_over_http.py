@@ -95,7 +95,7 @@ def refused(result: Result, *parts: str) -> None:
         (answer(301, b"", location="https://elsewhere.example/v1"), ("it points to https://elsewhere.example/v1",)),
         (
             answer(401, b'{"detail":"who are you?"}'),
-            ("lets nobody in unknown (HTTP 401)", "not one of its keys", "AGENT_TEAM_API_KEY"),
+            ("does not take the key in AGENT_TEAM_API_KEY (HTTP 401): who are you?; set AGENT_TEAM_API_KEY",),
         ),
         (answer(403, b'{"detail":"scope admin is needed"}'), ("(HTTP 403): scope admin is needed", "AGENT_TEAM_API_KEY")),
         (answer(422, b'{"detail":"limit: \\u001b[31mtoo\\nlarge"}'), ("refuses (HTTP 422): limit: [31mtoo large",)),
@@ -115,7 +115,7 @@ def test_whatever_answers_there_is_told_in_one_line(run: Run, given: bytes, part
 def test_without_a_key_the_variable_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AGENT_TEAM_API_KEY")
     with scripted([answer(401, b"{}")]) as server:
-        refused(run("list", "--url", server.url), "it wants an API key; set AGENT_TEAM_API_KEY")
+        refused(run("list", "--url", server.url), "wants an API key (HTTP 401); set AGENT_TEAM_API_KEY to one of its keys")
         assert "authorization" not in server.requests[0].headers
 
 
