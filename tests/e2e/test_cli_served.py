@@ -167,6 +167,20 @@ async def test_a_signal_leaves_the_workflow_and_says_how_to_come_back(
     await command(served.url, tmp_path, "cancel", id)
 
 
+async def test_a_signal_while_waiting_leaves_the_workflow_too(served: Served, tmp_path: Path) -> None:
+    words = ("submit", "report", "-i", str(ROOT / "examples" / "incident-notes.md"), "--wait")
+    async with started(served.url, tmp_path, *words) as waiting:
+        assert waiting.process.stderr is not None
+        async with asyncio.timeout(SECONDS):
+            id = (await waiting.process.stderr.readline()).decode().split()[0]
+            assert b"plan: started" in await waiting.process.stderr.readline()
+        waiting.process.send_signal(signal.SIGINT)
+        code, out, said = await waiting.ended()
+    assert (code, out) == (130, "")
+    assert said.splitlines()[-1] == f"{id} goes on; come back to it with: agent-team watch {id}"
+    assert (await command(served.url, tmp_path, "cancel", id))[1] == f"{id} is cancelled\n"
+
+
 async def test_an_unknown_workflow_is_told_in_one_line(served: Served, tmp_path: Path) -> None:
     for words in (("watch", UNKNOWN), ("show", UNKNOWN), ("cancel", UNKNOWN), ("submit", "other", "-p", "x=y")):
         code, out, said = await command(served.url, tmp_path, *words)

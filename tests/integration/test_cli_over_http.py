@@ -139,9 +139,11 @@ def test_a_redirect_is_not_followed_so_that_the_key_stays_where_it_belongs(run: 
     ],
 )
 def test_an_address_that_leads_nowhere_is_told_in_one_line(run: Run, url: str, part: str) -> None:
+    QuickClock.slept = []
     result = run("list", "--url", url)
     refused(result, part)
     assert "secret" not in result.output
+    assert QuickClock.slept == [], "there is nothing to wait for"
 
 
 def test_the_address_of_the_environment_is_used_and_an_option_comes_before_it(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,6 +188,13 @@ def test_a_gateway_that_stays_busy_is_asked_five_times(run: Run) -> None:
         refused(run("list", "--url", server.url), "cannot do this now (HTTP 429)")
         assert len(server.requests) == 5
         assert QuickClock.slept == [1.0, 1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("after", ["61", "Fri, 02 Jan 2026 00:00:00 GMT"])
+def test_a_gateway_that_asks_for_more_than_a_minute_is_not_waited_for(run: Run, after: str) -> None:
+    with scripted([answer(503, b"{}", retry_after=after)]) as server:
+        refused(run("list", "--url", server.url), "cannot do this now (HTTP 503)")
+        assert len(server.requests) == 1
 
 
 def test_a_lost_answer_starts_one_workflow(run: Run) -> None:
