@@ -131,6 +131,8 @@ class Gateway:
         """Errors of httpx as ours."""
         try:
             yield
+        except UnicodeEncodeError as error:
+            raise InputError("what is to be sent is not UTF-8 text; check the arguments") from error
         except httpx.ConnectTimeout as error:
             raise Unreachable(self._nobody(f"no connection within {_CONNECT_SECONDS:g} s")) from error
         except (httpx.ConnectError, httpx.ProxyError) as error:

@@ -42,8 +42,13 @@ def submit(
 ) -> None:
     """Start a workflow at a running platform and print its id. With --wait exits with 0 on success, 1 when it failed."""
     with remote() as settings:
-        from shared.cli.output import write_json
+        from math import isfinite
 
+        from shared.cli.output import write_json
+        from shared.errors import InputError
+
+        if max_cost_usd is not None and not isfinite(max_cost_usd):
+            raise InputError("--max-cost-usd must be a number of dollars, such as 0.50; without it there is no limit")
         budget = {"max_cost_usd": max_cost_usd, "max_tokens": max_tokens}
         body: dict[str, Any] = {
             "workflow": workflow,

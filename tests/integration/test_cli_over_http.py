@@ -250,10 +250,17 @@ def test_everything_that_is_asked_for_is_in_the_request(run: Run) -> None:
         (("other", "-p", "x"), "is not NAME=VALUE"),
         (("report", "-p", "brief=x", "--key", "a b"), "--key must be"),
         (("report", "-p", "brief=x", "--key", ""), "--key must be"),
+        (("report", "-p", "brief=x", "--max-cost-usd", "inf"), "--max-cost-usd must be a number of dollars"),
     ],
 )
 def test_what_cannot_be_submitted_is_told_without_asking(run: Run, words: tuple[str, ...], part: str) -> None:
     refused(run("submit", *words, "--url", "http://127.0.0.1:1"), part)
+
+
+@pytest.mark.parametrize("words", [("list", "--workflow", "\udcff"), ("cancel", WORKFLOW, "--reason", "\udcff")])
+def test_arguments_that_are_no_text_are_told_in_one_line(run: Run, words: tuple[str, ...]) -> None:
+    with scripted([answer(200, json.dumps(DONE).encode())]) as server:
+        refused(run(*words, "--url", server.url), "is not UTF-8 text")
 
 
 def test_a_workflow_that_only_the_platform_knows_is_left_to_it(run: Run, tmp_path: Path) -> None:
