@@ -123,6 +123,11 @@ class Settings(BaseSettings):
     agent_team_home: Annotated[Path, _expect("a folder")] = Path(".agent-team")
     """Where the local platform keeps its data."""
 
+    agent_team_url: HttpUrl = None
+    """The gateway that the command line asks."""
+    agent_team_api_key: Annotated[SecretStr | None, _expect("an API key of that gateway")] = None
+    """Shown to that gateway. Never an option of a command: those are in the list of processes."""
+
     gemini_api_key: Annotated[SecretStr | None, _expect("a Gemini API key")] = None
     gemini_base_url: HttpUrl = None
     """Another address for the Gemini API: a proxy, or a simulator."""

@@ -25,6 +25,7 @@
         ├── BusUnavailable           the message bus
         ├── StoreUnavailable         the database or the guards' store
         ├── HostUnavailable          a host that somebody named: no such name, no connection, no answer, or not now
+        ├── GatewayUnavailable       the gateway, as the command line asks it over HTTP
         └── ModelUnavailable         the model: 5xx, no connection
             └── OutcomeUnknown       no answer came: the call may have been carried out, and charged
 
@@ -148,6 +149,10 @@ class StoreUnavailable(Transient):
 
 class HostUnavailable(Transient):
     """A host that somebody named does not answer, or says that it cannot now."""
+
+
+class GatewayUnavailable(Transient):
+    """The gateway, as the command line asks it over HTTP, cannot be reached, does not answer, or refuses work for now."""
 
 
 class ModelUnavailable(Transient):

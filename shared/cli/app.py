@@ -5,21 +5,42 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 
 import typer
 
-from shared.cli import dead_letters, doctor, documents, keys, migrate, publish, run, serve, show, worker, workflows
+from shared.cli import (
+    cancel,
+    completion,
+    dead_letters,
+    doctor,
+    documents,
+    keys,
+    list,
+    migrate,
+    publish,
+    run,
+    serve,
+    show,
+    submit,
+    watch,
+    worker,
+    workflows,
+)
 
+completion.prepare()
 app = typer.Typer(
     help="A team of LLM agents: durable workflows, on budget, within quota.",
     epilog="Exit codes: 0 done, 1 the workflow failed, 2 something must be put right first, 130 interrupted.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(run.run)
 app.command()(serve.serve)
+app.command(epilog=submit.EPILOG)(submit.submit)
+app.command(epilog=watch.EPILOG)(watch.watch)
+app.command(name="list", epilog=list.EPILOG)(list.list_)
+app.command()(show.show)
+app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command()(worker.worker)
 app.command()(publish.publish)
-app.command()(show.show)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")

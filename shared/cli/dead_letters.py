@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import OR_HERE
 from shared.cli.session import FAILURE, session
 
 if TYPE_CHECKING:
@@ -39,7 +40,8 @@ _Function = Annotated[str | None, typer.Option("--function", metavar="NAME", hel
 _Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only what was recorded since: 2026-01-31T12:00Z.")]
 _Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was recorded before.")]
 _Url = Annotated[
-    str | None, typer.Option("--url", metavar="URL", help="Ask the gateway there instead of the database of the settings.")
+    str | None,
+    typer.Option("--url", metavar="URL", help=OR_HERE),
 ]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 _Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]

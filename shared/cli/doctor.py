@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False) -> None:
-    """Check configuration, data folder, database, functions, workflows and model. Exits with 2 if something is not right."""
+    """Check configuration, keys, database, clock, bus, guards, model and the rest. Exits with 2 if something is not right."""
     with told_plainly():
         from shared.cli.checks import examine
         from shared.cli.output import write_json

@@ -5,7 +5,7 @@ Nothing larger than the limit is read: a file is refused by its size, anything e
 
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,9 +36,8 @@ def find_definition(live: "Runtime", workflow: str) -> Definition:
     if known is not None:
         return known
     names = sorted(live.definitions)
-    close = get_close_matches(workflow[:60], names, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    if not close and path.is_file():
+    guess = _guess(workflow, names, "did you mean {!r}? ")
+    if not guess and path.is_file():
         guess = f"to work on that file: agent-team run {names[0]} --input FILE; " if names else ""
     raise InputError(f"there is no workflow {workflow[:60]!r}; {guess}there are: {', '.join(names)}")
 
@@ -59,20 +58,29 @@ def read_input(definition: Definition, *, source: str | None, params: Sequence[s
         if field.required and isinstance(given[name], str) and not given[name].strip():
             raise InputError(f"{name!r} is empty; write something for workflow {definition.name} to work on")
     definition.check_input(given)
-    size = len(orjson.dumps(given))
-    if size > max_bytes:
-        raise _too_large("the input", size, max_bytes)
-    return given
+    return _limited(given, max_bytes)
+
+
+def read_unchecked(
+    workflow: str, names: Collection[str], *, source: str | None, params: Sequence[str], max_bytes: int
+) -> dict[str, Any]:
+    """The input of a workflow that is none of `names`, those known here: a .json file, and fields of text. Raises InputError."""
+    if source is not None and Path(source).suffix.lower() != ".json":
+        guess = _guess(workflow, names, " (did you mean {!r}?)")
+        raise InputError(
+            f"workflow {workflow[:60]!r} is not known here{guess}: plain text has no field to go to; "
+            "give --param NAME=TEXT or a .json file"
+        )
+    given = {} if source is None else _object(_read_text(source, repr(source), max_bytes), repr(source), ())
+    given |= dict(_split(param, "name") for param in params)
+    return _limited(given, max_bytes)
 
 
 def _from_source(definition: Definition, source: str, max_bytes: int) -> dict[str, Any]:
     shown = "standard input" if source == _STDIN else repr(source)
-    data = _read_stdin(max_bytes) if source == _STDIN else _read_file(source, shown, max_bytes)
-    if len(data) > max_bytes:
-        raise _too_large(shown, None, max_bytes)
-    text = _decoded(data, shown)
+    text = _read_text(source, shown, max_bytes)
     if Path(source).suffix.lower() == ".json":
-        return _object(text, shown, definition)
+        return _object(text, shown, definition.input)
     name = _text_field(definition)
     if name is None:
         fields = ", ".join(definition.input) if definition.input else "none"
@@ -80,6 +88,13 @@ def _from_source(definition: Definition, source: str, max_bytes: int) -> dict[st
             f"workflow {definition.name} has no single text field for {shown} (fields: {fields}); use --param or a .json file"
         )
     return {name: text}
+
+
+def _read_text(source: str, shown: str, max_bytes: int) -> str:
+    data = _read_stdin(max_bytes) if source == _STDIN else _read_file(source, shown, max_bytes)
+    if len(data) > max_bytes:
+        raise _too_large(shown, None, max_bytes)
+    return _decoded(data, shown)
 
 
 def _read_stdin(max_bytes: int) -> bytes:
@@ -123,7 +138,7 @@ def _decoded(data: bytes, shown: str) -> str:
     return text
 
 
-def _object(text: str, shown: str, definition: Definition) -> dict[str, Any]:
+def _object(text: str, shown: str, names: Collection[str]) -> dict[str, Any]:
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -131,27 +146,32 @@ def _object(text: str, shown: str, definition: Definition) -> dict[str, Any]:
             f"{shown} is not JSON: {error.msg} in line {error.lineno}; mend it, or rename it to .txt if it is text"
         ) from None
     if not isinstance(value, dict):
-        fields = ", ".join(f'"{name}": …' for name in definition.input)
+        fields = ", ".join(f'"{name}": …' for name in names)
         raise InputError(f"{shown} should hold an object, {{{fields}}}; or rename it to .txt if it is text")
     return value
 
 
 def _param(definition: Definition, param: str) -> tuple[str, Any]:
-    name, equals, text = param.partition("=")
-    if not name or not equals:
-        raise InputError(f"--param {param[:60]!r} is not NAME=VALUE; write for instance --param {_example(definition.input)}=VALUE")
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise InputError(f"--param {name[:60]!r} is not UTF-8 text") from None
+    name, text = _split(param, _example(definition.input))
     field = definition.input.get(name)
     # An unknown field is refused with all the others, by the definition.
     if field is None or field.type == "string":
         return name, text
     try:
-        return name, orjson.loads(data)
+        return name, orjson.loads(text)
     except orjson.JSONDecodeError:
         raise InputError(f"--param {name}: {text[:60]!r} is not of type {field.type}; write it as JSON") from None
+
+
+def _split(param: str, example: str) -> tuple[str, str]:
+    name, equals, text = param.partition("=")
+    if not name or not equals:
+        raise InputError(f"--param {param[:60]!r} is not NAME=VALUE; write for instance --param {example}=VALUE")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"--param {name[:60]!r} is not UTF-8 text") from None
+    return name, text
 
 
 def _example(fields: Mapping[str, InputField]) -> str:
@@ -164,6 +184,18 @@ def _text_field(definition: Definition) -> str | None:
     required = [name for name, needed in texts.items() if needed]
     candidates = required if required else list(texts)
     return candidates[0] if len(candidates) == 1 else None
+
+
+def _guess(workflow: str, names: Collection[str], form: str) -> str:
+    close = get_close_matches(workflow[:60], names, n=1)
+    return form.format(close[0]) if close else ""
+
+
+def _limited(given: dict[str, Any], max_bytes: int) -> dict[str, Any]:
+    size = len(orjson.dumps(given))
+    if size > max_bytes:
+        raise _too_large("the input", size, max_bytes)
+    return given
 
 
 def _too_large(what: str, size: int | None, max_bytes: int) -> InputError:

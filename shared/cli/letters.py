@@ -7,15 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-import httpx
-
+from shared.cli.client import Gateway, open_gateway
 from shared.cli.here import open_here
 from shared.config import Settings
-from shared.errors import BusUnavailable, ConfigurationError, InputError, NotFound
+from shared.errors import ConfigurationError, NotFound
 from shared.runtime import Runtime
 from shared.runtime.redrive import PAGE, Wanted, redrive_page
 
-_CALL_SECONDS = 60.0
 _PAGE_SECONDS = 10.0
 """How long the gateway may take for one page of a redrive: no proxy in between should lose patience."""
 
@@ -38,10 +36,10 @@ class Letters(Protocol):
 
 @asynccontextmanager
 async def open_letters(settings: Settings, url: str | None) -> AsyncIterator[Letters]:
-    """The letters behind `url` or, without one, in the database of the settings."""
-    if url is not None:
-        async with httpx.AsyncClient(base_url=_base(url), timeout=_CALL_SECONDS) as client:
-            yield _Remote(client, url)
+    """The letters behind `url` or AGENT_TEAM_URL or, where neither is given, in the database of the settings."""
+    if url is not None or settings.agent_team_url is not None:
+        async with open_gateway(settings, url) as gateway:
+            yield _Remote(gateway)
         return
     async with open_here(settings) as live:
         yield _Here(live)
@@ -90,17 +88,16 @@ class _Here:
 
 
 class _Remote:
-    def __init__(self, client: httpx.AsyncClient, url: str) -> None:
-        self._client = client
-        self._url = url
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
 
     async def listed(self, wanted: dict[str, Any], *, cursor: int | None, limit: int) -> dict[str, Any]:
         parameters = {**wanted, "limit": limit, **({} if cursor is None else {"cursor": cursor})}
         texts = {name: value if isinstance(value, str | int) else value.isoformat() for name, value in parameters.items()}
-        return await self._ask("GET", "/v1/dead-letters", params=texts)
+        return await self._gateway.ask("GET", "/v1/dead-letters", params=texts)
 
     async def one(self, id: int, *, data: bool) -> dict[str, Any]:
-        return await self._ask("GET", f"/v1/dead-letters/{id}", params={"data": data})
+        return await self._gateway.ask("GET", f"/v1/dead-letters/{id}", params={"data": data})
 
     async def redrive(self, wanted: Wanted, *, dry_run: bool, rate: float, cursor: int | None) -> dict[str, Any]:
         limit = PAGE if dry_run else max(1, min(PAGE, int(rate * _PAGE_SECONDS)))
@@ -116,29 +113,4 @@ class _Remote:
             "cursor": cursor,
             "limit": limit,
         }
-        return await self._ask("POST", "/v1/dead-letters/redrive", json=body)
-
-    async def _ask(self, method: str, path: str, **more: Any) -> dict[str, Any]:
-        try:
-            answer = await self._client.request(method, path, **more)
-            document = answer.json()
-        except httpx.HTTPError as error:
-            name = type(error).__name__
-            raise BusUnavailable(f"{self._url} cannot be reached ({name}); is `agent-team serve` running there?") from error
-        except ValueError as error:
-            raise ConfigurationError(f"{self._url} does not answer like a gateway; correct --url") from error
-        if not isinstance(document, dict) or not answer.is_success:
-            detail = document.get("detail") if isinstance(document, dict) else None
-            shown = detail if isinstance(detail, str) else "no reason given"
-            kind = InputError if answer.is_client_error else BusUnavailable
-            raise kind(f"{self._url} refuses (HTTP {answer.status_code}): {shown}")
-        return document
-
-
-def _base(url: str) -> str:
-    try:
-        if httpx.URL(url).scheme in ("http", "https"):
-            return url
-    except httpx.InvalidURL:
-        pass
-    raise InputError(f"--url {url[:60]!r} is not an address; give for instance http://127.0.0.1:8080")
+        return await self._gateway.ask("POST", "/v1/dead-letters/redrive", body=body, repeatable=dry_run)

@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from shared.config import Settings
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ESCAPES = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)?"
+    r"|[\u202a-\u202e\u2066-\u2069]"
+)
+"""Terminal sequences as a whole (ECMA-48), and what turns the direction of writing."""
 
 
 def messages() -> Console:
@@ -45,6 +51,12 @@ def one_line(text: str, *, longest: int = 300) -> str:
     """`text` on one line, cut off after `longest` characters."""
     flat = " ".join(printable(text).split())
     return flat if len(flat) <= longest else f"{flat[: longest - 1]}…"
+
+
+def last_words(text: str, *, longest: int) -> str:
+    """The end of `text` on one line, without what a terminal would take for an order."""
+    flat = " ".join(printable(_ESCAPES.sub("", text)).split())
+    return flat if len(flat) <= longest else f"…{flat[-max(1, longest - 1) :]}"
 
 
 def write_json(value: Any) -> None:

@@ -22,6 +22,10 @@ class StepProgress:
     ended: datetime | None = None
     note: str = ""
     """What is worth saying beside the state."""
+    writing: str = ""
+    """The end of what it has written so far, as it came: anything."""
+    length: int = 0
+    """How many characters it has written so far."""
 
     @property
     def depth(self) -> int:
@@ -60,6 +64,12 @@ class Progress:
                 return f"{step.id}: started"
         said = _changed(step, entry, at)
         return None if said is None else f"{step.id}: {said}"
+
+    def write(self, news: Mapping[str, Any]) -> None:
+        """Take in what a running step has written: `{step, attempt, text, length}`."""
+        step = self.steps.get(news["step"])
+        if step is not None and step.state == "running":
+            step.writing, step.length = str(news["text"]), int(news["length"])
 
     def elapsed_seconds(self, at: datetime) -> float:
         """Time since the workflow was asked for."""
@@ -116,7 +126,7 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
 
 def _dispatched(step: StepProgress) -> str | None:
     again = step.state == "running"
-    step.state = "running"
+    step.state, step.writing, step.length = "running", "", 0
     # A retry was announced when the attempt before it failed.
     return "starts again" if again else None
 

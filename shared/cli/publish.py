@@ -7,6 +7,7 @@ import typer
 
 from shared.cli.loop import run_async
 from shared.cli.session import session
+from shared.cli.workflows import complete_name
 
 if TYPE_CHECKING:
     from shared.bus import Message
@@ -18,7 +19,7 @@ _LONGEST_ARGUMENT = 128 * 1024 - 1
 
 
 def publish(
-    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name.")],
+    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name.", autocompletion=complete_name)],
     source: Annotated[
         str | None,
         typer.Option(
@@ -117,7 +118,7 @@ async def _publish(live: "Runtime", messages: "list[Message]") -> None:
 
     if live.settings.agent_bus_provider == "memory":
         raise ConfigurationError(
-            "AGENT_BUS_PROVIDER is memory, and that bus is inside the running platform; POST to its /v1/workflows, or use --print"
+            "AGENT_BUS_PROVIDER is memory, and that bus is inside the running platform; use agent-team submit, or --print"
         )
     try:
         await live.bus.publish(messages)

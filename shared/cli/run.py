@@ -5,10 +5,14 @@ from typing import Annotated
 import typer
 
 from shared.cli.session import session
+from shared.cli.workflows import complete_name
 
 
 def run(
-    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.")],
+    workflow: Annotated[
+        str,
+        typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.", autocompletion=complete_name),
+    ],
     source: Annotated[
         str | None,
         typer.Option(

@@ -1,11 +1,11 @@
 """One workflow on the embedded platform, from start to result, with its progress shown."""
 
 import asyncio
-from datetime import datetime
 from typing import Any
 
 from shared.cli.loop import Stopped, run_async
-from shared.cli.output import counted, describe_model, dollars, listed, one_line, say, say_error, write_json, write_result
+from shared.cli.outcome import reason, summary
+from shared.cli.output import counted, describe_model, listed, say, say_error, write_json, write_result
 from shared.cli.screen import open_screen
 from shared.cli.session import FAILURE, SUCCESS
 from shared.errors import AgentTeamError
@@ -64,10 +64,10 @@ class LocalRun:
         document = await self._live.store.get(workflow)
         self._unfinished.remove(workflow)
         succeeded = document["status"] == "SUCCESS"
-        say(_summary(document), style="green" if succeeded else "red")
+        say(summary(document), style="green" if succeeded else "red")
         if not succeeded:
             say_error(
-                f"{_reason(document)}; more is in {self._live.settings.agent_team_home / LOG_FILE}, and every step with --json"
+                f"{reason(document)}; more is in {self._live.settings.agent_team_home / LOG_FILE}, and every step with --json"
             )
         if self._as_json:
             write_json(document)
@@ -83,27 +83,9 @@ class LocalRun:
                 pass
             document = await self._live.store.get(workflow)
         self._unfinished.remove(workflow)
-        say(f"{workflow}: {_summary(document)}")
+        say(f"{workflow}: {summary(document)}")
 
     def _tell_what_is_left(self) -> None:
         if self._unfinished:
             goes = "goes" if len(self._unfinished) == 1 else "go"
             say(f"{listed(self._unfinished)} {goes} on with the next `agent-team run` or `agent-team serve` in this folder")
-
-
-def _summary(document: dict[str, Any]) -> str:
-    usage = document["usage"]
-    seconds = (datetime.fromisoformat(document["finished_at"]) - datetime.fromisoformat(document["created_at"])).total_seconds()
-    steps = counted(document["steps_total"], "step")
-    tokens = counted(usage["input_tokens"] + usage["output_tokens"], "token")
-    return f"{document['status']} in {seconds:.1f} s · {steps} · {tokens} · {dollars(usage['cost_microdollars'])}"
-
-
-def _reason(document: dict[str, Any]) -> str:
-    error = document["error"] if document["error"] is not None else {}
-    what = f"step {error['step']!r} failed" if "step" in error else f"the workflow {_ENDED_AS[document['status']]}"
-    why = one_line(f"{error.get('type', 'unknown')}: {error.get('message', '')}", longest=600)
-    return f"{what}: {why}"
-
-
-_ENDED_AS = {"FAILED": "failed", "CANCELLED": "was cancelled"}

@@ -11,12 +11,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.output import messages, printable
+from shared.cli.output import counted, last_words, messages, printable, say
 from shared.cli.progress import Progress, StepProgress
 from shared.clock import Clock
 
 _REFRESH_SECONDS = 0.1
 _MOST_ROWS_AT_THE_END = 60
+_WIDTH_OF_THE_REST = 32
+"""What the names of steps and their times take, mostly."""
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 _MARKS = {
     "running": ("•", "cyan"),
@@ -35,11 +37,22 @@ class Screen(Protocol):
         """Take in and show one history entry of the workflow."""
         ...
 
+    def write(self, news: Mapping[str, Any]) -> None:
+        """Take in what a running step has written so far, and show its end where there is a place for it."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Say something beside the progress."""
+        ...
+
 
 @asynccontextmanager
-async def open_screen(clock: Clock, *, live: bool) -> AsyncIterator[Screen]:
-    """A screen for one workflow. `live` asks for the tree, which needs a terminal that can move its cursor."""
-    console = messages()
+async def open_screen(clock: Clock, *, live: bool, console: Console | None = None) -> AsyncIterator[Screen]:
+    """A screen for one workflow, on standard error unless told otherwise.
+
+    `live` asks for the tree, which needs a terminal that can move its cursor.
+    """
+    console = messages() if console is None else console
     if not (live and console.is_interactive):
         yield _Lines(console)
         return
@@ -72,6 +85,12 @@ class _Lines:
             indent = "  " * (0 if entry["step"] is None else entry["step"].count("/"))
             self._console.print(Text(printable(f"{elapsed:8.2f} s  {indent}{line}")), soft_wrap=True)
 
+    def write(self, news: Mapping[str, Any]) -> None:
+        """Lines are for what has happened."""
+
+    def notice(self, text: str) -> None:
+        say(text)
+
 
 class _Tree:
     def __init__(self, console: Console, clock: Clock) -> None:
@@ -83,6 +102,12 @@ class _Tree:
     def show(self, entry: Mapping[str, Any]) -> None:
         self._progress.apply(entry)
 
+    def write(self, news: Mapping[str, Any]) -> None:
+        self._progress.write(news)
+
+    def notice(self, text: str) -> None:
+        self._console.print(Text(printable(text), style="yellow"), soft_wrap=True)
+
     def render(self) -> RenderableType:
         now = self._clock.now()
         steps = list(self._progress.in_order())
@@ -92,12 +117,18 @@ class _Tree:
         table.add_column(justify="right", no_wrap=True)
         table.add_column(no_wrap=True, overflow="ellipsis", style="dim")
         for step in shown:
-            table.add_row(_name(step, now), f"{step.seconds(now):.2f} s", Text(printable(step.note)))
+            table.add_row(_name(step, now), f"{step.seconds(now):.2f} s", Text(self._note(step)))
         if hidden:
             table.add_row(Text(f"  … and {hidden} more", style="dim"), "", "")
         if self._progress.started is None and not self.has_ended:
             return Group(table, Text("waiting for a free slot (MAX_CONCURRENT_PIPELINES)", style="dim"))
         return table
+
+    def _note(self, step: StepProgress) -> str:
+        if step.state != "running" or not step.writing:
+            return printable(step.note)
+        written = f"{counted(step.length, 'character')}: "
+        return written + last_words(step.writing, longest=max(20, self._console.width - _WIDTH_OF_THE_REST - len(written)))
 
 
 def _name(step: StepProgress, now: datetime) -> Text:

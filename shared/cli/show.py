@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import OR_HERE, Id, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -16,34 +17,36 @@ _MODEL_HEADS = ("model", "calls", "input tokens", "output tokens", "cost")
 
 
 def show(
-    id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")],
+    id: Id,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:
-        from shared.cli.output import write_json
-
-        document = run_async(_get(settings, id))
-        if as_json:
-            write_json(document)
-        else:
-            _tell(document)
+        run_async(_show(settings, url, checked_id(id), as_json=as_json))
 
 
-async def _get(settings: "Settings", id: str) -> dict[str, Any]:
+async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool) -> None:
+    from shared.cli.client import open_gateway
     from shared.cli.here import open_here
-    from shared.errors import InputError
 
-    if not id.isprintable() or len(id) > 100:
-        raise InputError("that is no workflow's id; give wf_ and 26 letters and digits")
-    async with open_here(settings) as live:
-        return await live.store.get(id)
+    if url is not None or settings.agent_team_url is not None:
+        async with open_gateway(settings, url) as gateway:
+            document = await gateway.ask("GET", f"/v1/workflows/{id}")
+            with gateway.understood():
+                _tell(document, as_json=as_json)
+    else:
+        async with open_here(settings) as live:
+            _tell(await live.store.get(id), as_json=as_json)
 
 
-def _tell(document: dict[str, Any]) -> None:
-    from shared.cli.output import one_line, printable, write_table
+def _tell(document: dict[str, Any], *, as_json: bool) -> None:
+    from shared.cli.output import one_line, printable, write_json, write_table
 
+    if as_json:
+        write_json(document)
+        return
     typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
     if document["error"] is not None:
         typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
 
 _WIDTH_IN_A_PIPE = 1000
 
+_FOLDER = Path(__file__).parents[2] / "workflows"
+
 app = typer.Typer(help="List, check and show workflow definitions.", invoke_without_command=True)
+
+
+def complete_name(incomplete: str) -> list[str]:
+    """The names of workflows that begin so, for a shell. A definition's file is named after it, so none is read."""
+    return sorted(file.stem for file in _FOLDER.glob("*.yaml") if file.stem.startswith(incomplete))
 
 
 @app.callback()
@@ -52,7 +59,10 @@ def check(
 
 @app.command()
 def show(
-    workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.")],
+    workflow: Annotated[
+        str,
+        typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.", autocompletion=complete_name),
+    ],
 ) -> None:
     """The steps of a workflow, each below the last step that it waits for."""
     with told_plainly():

@@ -195,7 +195,7 @@ def test_a_named_letter_that_is_refused_is_a_failure(run: Run, letters: int, whe
         (("redrive", 1, "--cause", "store"), "give IDs or a filter, not both"),
         (("redrive", "--rate", 0), "letters per second is not possible"),
         (("list", "--url", "127.0.0.1:8080"), "is not an address"),
-        (("list", "--url", "http://127.0.0.1:1"), "cannot be reached (ConnectError)"),
+        (("list", "--url", "http://127.0.0.1:1"), "cannot be reached (connection refused)"),
         (("list", "--url", "http://[::1"), "is not an address"),
     ],
 )

@@ -151,7 +151,7 @@ def test_a_request_that_cannot_be_sent_is_refused_in_one_line(
 def test_the_bus_of_another_process_is_not_to_be_had(publish: Run) -> None:
     result = publish("report", "-p", "brief=x", bus="memory")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert "/v1/workflows, or use --print" in result.stderr
+    assert "use agent-team submit, or --print" in result.stderr
 
 
 def as_published(command: str) -> Message:

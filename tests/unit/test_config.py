@@ -32,6 +32,8 @@ DEFAULTS = {
     "HOST": "0.0.0.0",
     "NODE_ENV": "development",
     "AGENT_TEAM_HOME": ".agent-team",
+    "AGENT_TEAM_URL": "",
+    "AGENT_TEAM_API_KEY": "",
     "GEMINI_API_KEY": "",
     "GEMINI_BASE_URL": "",
     "AI_MODEL_DEFAULT": "gemini-2.5-pro",

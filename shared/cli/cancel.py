@@ -1,0 +1,43 @@
+"""`agent-team cancel`: stops a workflow of a running platform."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.loop import run_async
+from shared.cli.options import KEY_HINT, Id, Json, Url, checked_id, remote
+
+if TYPE_CHECKING:
+    from shared.config import Settings
+
+EPILOG = KEY_HINT
+
+
+def cancel(
+    id: Id,
+    reason: Annotated[str, typer.Option(metavar="TEXT", help="Why; kept with the workflow.")] = "",
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Stop a workflow and everything it has begun. One that has ended stays as it is."""
+    with remote() as settings:
+        run_async(_cancel(settings, url, checked_id(id), reason, as_json=as_json))
+
+
+async def _cancel(settings: "Settings", url: str | None, id: str, reason: str, *, as_json: bool) -> None:
+    from shared.cli.client import open_gateway
+    from shared.cli.output import one_line, write_json
+
+    path = f"/v1/workflows/{id}"
+    async with open_gateway(settings, url) as gateway:
+        before = await gateway.ask("GET", path)
+        answer: dict[str, Any] = await gateway.ask("POST", f"{path}/cancel", body={"reason": reason})
+        with gateway.understood():
+            # It may have ended in between: then its status says so, unless somebody else has cancelled it just then.
+            had_ended = before["finished_at"] is not None or answer["status"] != "CANCELLED"
+            if as_json:
+                write_json({**answer, "had_ended": had_ended})
+            elif had_ended:
+                typer.echo(one_line(f"{id} had ended before: {answer['status']}"))
+            else:
+                typer.echo(f"{id} is cancelled")
