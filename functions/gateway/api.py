@@ -10,11 +10,14 @@ from starlette.middleware import Middleware
 from starlette.responses import Response
 
 from functions.gateway.dead_letters import dead_letters
+from functions.gateway.documents import documents
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.events import events
 from functions.gateway.models import Health, Ready
+from functions.gateway.openapi import describe
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
+from functions.gateway.tasks import tasks
 from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
@@ -24,8 +27,6 @@ from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
 _log = logging.getLogger(__name__)
 _OPENAPI = "/openapi.json"
-_NEVER_SENT = {"$ref": "#/components/schemas/HTTPValidationError"}
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTION = """\
 Start workflows of the agent team, watch them and stop them.
 
@@ -55,9 +56,11 @@ def create_app(live: Runtime) -> FastAPI:
     handle_errors(app)
     app.include_router(workflows)
     app.include_router(events)
+    app.include_router(tasks)
     app.include_router(dead_letters)
+    app.include_router(documents)
     _add_platform_routes(app, live)
-    _show_problems_as_such(app)
+    describe(app, live)
     return app
 
 
@@ -95,24 +98,3 @@ def _add_platform_routes(app: FastAPI, live: Runtime) -> None:
     pages: dict[str, Callable[[], Awaitable[Response]]] = {"/": show_console, "/docs": show_documentation}
     for path, show in pages.items():
         app.add_api_route(path, show, include_in_schema=False)
-
-
-def _show_problems_as_such(app: FastAPI) -> None:
-    """Document problems under their own content type, not the route's, and what FastAPI would send by itself not at all."""
-    describe = app.openapi
-
-    def described() -> dict[str, Any]:
-        document = describe()
-        for operation in [operation for path in document["paths"].values() for operation in path.values()]:
-            answers = operation["responses"]
-            for status in [status for status in answers if int(status) >= 400]:
-                (shape,) = answers[status]["content"].values()
-                if shape["schema"] == _NEVER_SENT:
-                    del answers[status]
-                elif shape["schema"] == _PROBLEM:
-                    answers[status]["content"] = {"application/problem+json": shape}
-        for name in ("HTTPValidationError", "ValidationError"):
-            document["components"]["schemas"].pop(name, None)
-        return document
-
-    app.openapi = described  # type: ignore[method-assign]  # https://fastapi.tiangolo.com/how-to/extending-openapi/

@@ -48,13 +48,14 @@ BAD_REQUEST = Kind(400, "Bad Request")
 NOT_FOUND = Kind(404, "Not Found")
 METHOD_NOT_ALLOWED = Kind(405, "Method Not Allowed")
 TOO_LARGE = Kind(413, "Content Too Large")
+UNSUPPORTED = Kind(415, "Unsupported Media Type")
 INVALID = Kind(422, "The request is not valid", "invalid-request")
 KEY_REUSED = Kind(422, "The Idempotency-Key belongs to another request", "idempotency-key-reused")
 FAILED = Kind(500, "Internal Server Error")
 SWITCHED_OFF = Kind(503, "Workflows are switched off", "workflows-off")
 UNAVAILABLE = Kind(503, "Service Unavailable", "unavailable")
 
-_OF_STATUS = {kind.status: kind for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE)}
+_OF_STATUS = {kind.status: kind for kind in (BAD_REQUEST, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_LARGE, UNSUPPORTED)}
 _DETAILS = {
     400: "the body cannot be read",
     404: "there is nothing here; /docs lists every path",
