@@ -1,8 +1,10 @@
 """What the API takes and gives about dead letters, as its documentation shows it."""
 
-from typing import Annotated
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
 
 from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, Part
 from shared.messages.payloads import Name
@@ -12,6 +14,26 @@ from shared.state import LetterState
 _CURSOR = "Give this as `cursor` for the next page; null on the last."
 _SINCE = "Only those recorded then or later."
 _UNTIL = "Only those recorded before."
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+MAX_ID = 2**53 - 1
+"""All that JSON's numbers can tell apart everywhere."""
+
+
+def _is_moment(given: Any) -> Any:
+    if isinstance(given, datetime) or (isinstance(given, str) and _RFC_3339.fullmatch(given)):
+        return given
+    raise ValueError("should be a moment as RFC 3339 has it, such as 2026-11-24T09:30:00Z")
+
+
+def _in_utc(moment: datetime) -> datetime:
+    # PostgreSQL takes no offset of 16 hours or more.
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:  # the first or the last day of all
+        return moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[AwareDatetime, Field(strict=False), BeforeValidator(_is_moment), AfterValidator(_in_utc)]
 
 
 class LastError(Part):
@@ -69,7 +91,9 @@ class DeadLetterWhole(DeadLetter):
 class RedriveRequest(Part):
     """Which dead letters to send again: those of `ids`, or those that fit the filter."""
 
-    ids: list[Annotated[int, Field(ge=1, le=2**63 - 1)]] = Field(
+    model_config = ConfigDict(strict=True)
+
+    ids: list[Annotated[int, Field(ge=1, le=MAX_ID)]] = Field(
         default_factory=list, max_length=1000, description="Only these; then there is no filter.", examples=[[]]
     )
     cause: str | None = Field(
@@ -81,15 +105,15 @@ class RedriveRequest(Part):
         examples=["store"],
     )
     function: Name | None = Field(default=None, description="Only what this function gave up.", examples=["writer"])
-    since: AwareDatetime | None = Field(default=None, description=_SINCE, examples=[EXAMPLE_MOMENT])
-    until: AwareDatetime | None = Field(default=None, description=_UNTIL, examples=[None])
+    since: Moment | None = Field(default=None, description=_SINCE, examples=[EXAMPLE_MOMENT])
+    until: Moment | None = Field(default=None, description=_UNTIL, examples=[None])
     again: bool = Field(
         default=False,
         description="Also those that are dead again after a redrive and, of `ids`, those of which nothing was heard.",
     )
     rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE, description="Letters per second.")
     dry_run: bool = Field(default=True, description="Only tell what would be done.")
-    cursor: int | None = Field(default=None, ge=1, le=2**63 - 1, description="`next_cursor` of the page before.")
+    cursor: int | None = Field(default=None, ge=1, le=MAX_ID, description="`next_cursor` of the page before.")
     limit: int = Field(default=PAGE, ge=1, le=500, description="How many letters to look at. At a low rate many take long.")
 
     @model_validator(mode="after")

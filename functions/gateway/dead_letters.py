@@ -3,10 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query
-from pydantic import AwareDatetime
 from starlette.responses import Response
 
-from functions.gateway.dead_letter_models import DeadLetterPage, DeadLetterWhole, RedriveAnswer, RedriveRequest
+from functions.gateway.dead_letter_models import MAX_ID, DeadLetterPage, DeadLetterWhole, Moment, RedriveAnswer, RedriveRequest
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, TOO_LARGE, UNSUPPORTED, documented
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import Live, json_answer
@@ -14,8 +13,6 @@ from shared.errors import NotFound
 from shared.messages.payloads import Name, WorkflowId
 from shared.runtime.redrive import Wanted, redrive_page
 from shared.state import LetterState
-
-_MAX_ID = 2**63 - 1
 
 dead_letters = APIRouter(prefix="/v1/dead-letters", tags=["dead letters"], route_class=StrictRoute)
 
@@ -29,9 +26,9 @@ async def list_dead_letters(
     function: Annotated[Name | None, Query(description="Only messages that this function gave up.")] = None,
     workflow: Annotated[WorkflowId | None, Query(description="Only messages about this workflow.")] = None,
     state: Annotated[LetterState | None, Query(description="Only those in this state.")] = None,
-    since: Annotated[AwareDatetime | None, Query(description="Only those recorded then or later.")] = None,
-    until: Annotated[AwareDatetime | None, Query(description="Only those recorded before.")] = None,
-    cursor: Annotated[int | None, Query(ge=1, le=_MAX_ID, description="`next_cursor` of the page before.")] = None,
+    since: Annotated[Moment | None, Query(description="Only those recorded then or later.")] = None,
+    until: Annotated[Moment | None, Query(description="Only those recorded before.")] = None,
+    cursor: Annotated[int | None, Query(ge=1, le=MAX_ID, description="`next_cursor` of the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="How many at most.")] = 50,
 ) -> Response:
     """The newest dead letters first, without their data."""
@@ -44,10 +41,10 @@ async def list_dead_letters(
     return json_answer({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
 
 
-@dead_letters.get("/{id}", response_model=DeadLetterWhole, responses=documented(NOT_FOUND, INVALID))
+@dead_letters.get("/{id:int}", response_model=DeadLetterWhole, responses=documented(NOT_FOUND, INVALID))
 async def show_dead_letter(
     live: Live,
-    id: Annotated[int, Path(ge=1, le=_MAX_ID, description="Its number.", examples=[17])],
+    id: Annotated[int, Path(ge=1, le=MAX_ID, description="Its number.", examples=[17])],
     data: Annotated[bool, Query(description="Whether to show the message's data, which may be confidential.")] = False,
 ) -> Response:
     """One dead letter, and whether it can be redriven."""

@@ -20,7 +20,7 @@ _TEXT: dict[str, Any] = {
         "description": "UTF-8 text.",
         "content": {
             "text/plain": {
-                "schema": {"type": "string", "minLength": 1, "pattern": r"\S"},
+                "schema": {"type": "string", "minLength": 1, "pattern": r"^[^\x00]*[^\x00\s][^\x00]*$"},
                 "example": "Ferries to Oban sail at 7:30. In a storm the harbour master decides.",
             }
         },
@@ -75,6 +75,7 @@ DocumentName = Annotated[
         min_length=1,
         max_length=200,
         pattern=_NAME,
+        json_schema_extra={"format": "printable"},
         description="Up to 200 characters that can be printed; slashes are as good as any.",
         examples=["handbook/ferries.md"],
     ),
@@ -100,7 +101,10 @@ async def search_documents(
 
 
 @documents.put(
-    "/{name:path}", response_model=Put, responses=documented(BAD_REQUEST, TOO_LARGE, UNSUPPORTED, INVALID), openapi_extra=_TEXT
+    "/{name:path}",
+    response_model=Put,
+    responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
+    openapi_extra=_TEXT,
 )
 async def put_document(live: Live, name: DocumentName, request: Request) -> Response:
     """Keep a text for search, in place of what was under its name. What is larger than a request may be, the command line adds."""

@@ -30,6 +30,8 @@ class Part(BaseModel):
 class OwnBudget(Budget):
     """Limits of one run; those that are left out or null stay as they are."""
 
+    model_config = ConfigDict(strict=True)
+
     max_steps: int | None = Field(
         default=None,
         ge=1,
@@ -55,6 +57,8 @@ class OwnBudget(Budget):
 class SubmitRequest(WorkflowRequested):
     """A workflow to run."""
 
+    model_config = ConfigDict(strict=True)
+
     workflow: Annotated[Name, Field(description="The definition to run.", examples=["report"])]
     input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
         default_factory=dict, description="The fields that the definition takes.", examples=[{"brief": "Why do ferries run late?"}]
@@ -67,6 +71,8 @@ class SubmitRequest(WorkflowRequested):
 
 class TaskRequest(Part):
     """Work for one agent."""
+
+    model_config = ConfigDict(strict=True)
 
     input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
         description="What the agent's prompt takes.", examples=[{"brief": "Why do ferries run late?"}]
@@ -81,6 +87,8 @@ class TaskRequest(Part):
 
 class CancelRequest(Part):
     """Why a workflow is cancelled."""
+
+    model_config = ConfigDict(strict=True)
 
     # PostgreSQL's jsonb has no NUL.
     reason: str = Field(

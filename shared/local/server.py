@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from shared.errors import ConfigurationError
@@ -57,10 +57,7 @@ def create_app(live: Runtime) -> ASGIApp:
         problem = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": detail}
         return JSONResponse(problem, status_code=404, media_type="application/problem+json")
 
-    routes: list[BaseRoute] = [Route("/functions/{name}", call, methods=["POST"])]
-    if _GATEWAY in apps:
-        routes.append(Mount("/", app=apps[_GATEWAY]))
-    return Starlette(routes=routes)
+    return _Doors(Starlette(routes=[Route("/functions/{name}", call, methods=["POST"])]), apps.get(_GATEWAY))
 
 
 async def serve(
@@ -83,6 +80,18 @@ async def serve(
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     await _Server(config, on_started, ending).serve_until_cancelled(listening)
+
+
+class _Doors:
+    """Functions have their door at `/functions/`; the gateway, if there is one, has all the rest."""
+
+    def __init__(self, functions: ASGIApp, gateway: ASGIApp | None) -> None:
+        self._functions = functions
+        self._gateway = functions if gateway is None else gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        is_function = scope["type"] == "http" and scope["path"].startswith("/functions/")
+        await (self._functions if is_function else self._gateway)(scope, receive, send)
 
 
 class _AtItsRoot:
