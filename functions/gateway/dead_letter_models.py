@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
 
-from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, Part
+from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, WHOLE, Part
 from shared.messages.payloads import Name
 from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
 from shared.state import LetterState
@@ -93,7 +93,7 @@ class RedriveRequest(Part):
 
     model_config = ConfigDict(strict=True)
 
-    ids: list[Annotated[int, Field(ge=1, le=MAX_ID)]] = Field(
+    ids: list[Annotated[int, Field(ge=1, le=MAX_ID), WHOLE]] = Field(
         default_factory=list, max_length=1000, description="Only these; then there is no filter.", examples=[[]]
     )
     cause: str | None = Field(
@@ -113,8 +113,12 @@ class RedriveRequest(Part):
     )
     rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE, description="Letters per second.")
     dry_run: bool = Field(default=True, description="Only tell what would be done.")
-    cursor: int | None = Field(default=None, ge=1, le=MAX_ID, description="`next_cursor` of the page before.")
-    limit: int = Field(default=PAGE, ge=1, le=500, description="How many letters to look at. At a low rate many take long.")
+    cursor: Annotated[int, Field(ge=1, le=MAX_ID), WHOLE] | None = Field(
+        default=None, description="`next_cursor` of the page before."
+    )
+    limit: Annotated[int, Field(ge=1, le=500), WHOLE] = Field(
+        default=PAGE, description="How many letters to look at. At a low rate many take long."
+    )
 
     @model_validator(mode="after")
     def _is_one(self) -> "RedriveRequest":

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Path, Query
 from pydantic import AwareDatetime, Field
+from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -26,6 +27,15 @@ _TEXT: dict[str, Any] = {
         },
     }
 }
+
+
+class _DocumentName(StringConvertor):
+    """Slashes and line ends included. `search` is a path of its own: the command line alone knows a document of that name."""
+
+    regex = r"(?!search$)(?s:.+)"
+
+
+register_url_convertor("document", _DocumentName())
 
 documents = APIRouter(prefix="/v1/documents", tags=["documents"])
 
@@ -76,7 +86,7 @@ DocumentName = Annotated[
         max_length=200,
         pattern=_NAME,
         json_schema_extra={"format": "printable"},
-        description="Up to 200 characters that can be printed; slashes are as good as any.",
+        description="Up to 200 characters that can be printed; slashes too, but not `search`.",
         examples=["handbook/ferries.md"],
     ),
 ]
@@ -101,7 +111,7 @@ async def search_documents(
 
 
 @documents.put(
-    "/{name:path}",
+    "/{name:document}",
     response_model=Put,
     responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
     openapi_extra=_TEXT,
@@ -115,7 +125,7 @@ async def put_document(live: Live, name: DocumentName, request: Request) -> Resp
     return json_answer({"name": name, "outcome": outcome, "sha256": known.sha256, "passages": len(known.passages)})
 
 
-@documents.delete("/{name:path}", status_code=204, response_class=Response, responses=documented(NOT_FOUND, INVALID))
+@documents.delete("/{name:document}", status_code=204, response_class=Response, responses=documented(NOT_FOUND, INVALID))
 async def remove_document(live: Live, name: DocumentName) -> Response:
     """Forget a document."""
     await live.store.remove_document(name)

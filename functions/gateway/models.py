@@ -5,7 +5,7 @@ Answers come from the state as they are; a test holds them to these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.messages import Budget, Usage, WorkflowRequested
 from shared.messages.payloads import Name, StepId, WorkflowId
@@ -21,6 +21,15 @@ EXAMPLE_MOMENT = "2026-11-24T09:30:00Z"
 _EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
 
 
+def _whole(given: Any) -> Any:
+    # JSON has one kind of number: 3.0 is 3.
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+WHOLE = BeforeValidator(_whole)
+"""Makes an `int` of a body that is read strictly, where text and booleans are none, take 3.0 too. Limits stand before it."""
+
+
 class Part(BaseModel):
     """What answers and bodies are made of."""
 
@@ -32,15 +41,13 @@ class OwnBudget(Budget):
 
     model_config = ConfigDict(strict=True)
 
-    max_steps: int | None = Field(
+    max_steps: Annotated[int, Field(ge=1, le=LARGEST_BUDGET["max_steps"]), WHOLE] | None = Field(
         default=None,
-        ge=1,
-        le=LARGEST_BUDGET["max_steps"],
         description="Steps, those that are added on the way included.",
         examples=[50],
     )
-    max_tokens: int | None = Field(
-        default=None, ge=0, le=LARGEST_BUDGET["max_tokens"], description="Tokens in and out, of all steps.", examples=[200_000]
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_BUDGET["max_tokens"]), WHOLE] | None = Field(
+        default=None, description="Tokens in and out, of all steps.", examples=[200_000]
     )
     max_cost_usd: float | None = Field(
         default=None, ge=0, le=LARGEST_BUDGET["max_cost_usd"], description="Dollars, by the models' list prices.", examples=[0.5]
@@ -64,8 +71,8 @@ class SubmitRequest(WorkflowRequested):
         default_factory=dict, description="The fields that the definition takes.", examples=[{"brief": "Why do ferries run late?"}]
     )
     budget: OwnBudget = Field(default=OwnBudget(), description="Limits that replace the definition's.")
-    priority: int = Field(
-        default=0, ge=-100, le=100, description="Where others wait for a slot too, the highest comes first.", examples=[0]
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
+        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
     )
 
 
@@ -80,8 +87,8 @@ class TaskRequest(Part):
     budget: OwnBudget = Field(
         default=OwnBudget(), description="Limits in place of 50 steps, 200,000 tokens, 1 dollar and an hour.", examples=[{}]
     )
-    priority: int = Field(
-        default=0, ge=-100, le=100, description="Where others wait for a slot too, the highest comes first.", examples=[0]
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
+        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
     )
 
 

@@ -40,6 +40,8 @@ def describe(app: FastAPI, live: Runtime) -> None:
             document = describe_routes()
             for operation in _operations(document):
                 _correct(operation["responses"])
+                for parameter in operation.get("parameters", ()):
+                    parameter["schema"] = _sendable(parameter["schema"])
             schemas = document["components"]["schemas"]
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
@@ -67,6 +69,14 @@ def _correct(answers: Json) -> None:
             del answers[status]
         elif shape["schema"] == _PROBLEM:
             answers[status]["content"] = {"application/problem+json": shape}
+
+
+def _sendable(schema: Json) -> Json:
+    """What is left out of a URL or a header is not null there."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    if len(kinds) != 1:
+        return schema
+    return {**kinds[0], **{key: value for key, value in schema.items() if key != "anyOf"}}
 
 
 def _name_workflows(request: Json, live: Runtime) -> None:
