@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, WHOLE, Part
 from shared.messages.payloads import Name
@@ -14,6 +14,11 @@ from shared.state import LetterState
 _CURSOR = "Give this as `cursor` for the next page; null on the last."
 _SINCE = "Only those recorded then or later."
 _UNTIL = "Only those recorded before."
+_FILTER = ("cause", "function", "since", "until")
+_IDS_OR_FILTER: list[JsonValue] = [
+    {"properties": {"ids": {"maxItems": 0}}},
+    {"properties": {name: {"type": "null"} for name in _FILTER}},
+]
 _RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 MAX_ID = 2**53 - 1
 """All that JSON's numbers can tell apart everywhere."""
@@ -91,7 +96,7 @@ class DeadLetterWhole(DeadLetter):
 class RedriveRequest(Part):
     """Which dead letters to send again: those of `ids`, or those that fit the filter."""
 
-    model_config = ConfigDict(strict=True)
+    model_config = ConfigDict(strict=True, json_schema_extra={"anyOf": _IDS_OR_FILTER})
 
     ids: list[Annotated[int, Field(ge=1, le=MAX_ID), WHOLE]] = Field(
         default_factory=list, max_length=1000, description="Only these; then there is no filter.", examples=[[]]
@@ -122,7 +127,7 @@ class RedriveRequest(Part):
 
     @model_validator(mode="after")
     def _is_one(self) -> "RedriveRequest":
-        if self.ids and any(given is not None for given in (self.cause, self.function, self.since, self.until)):
+        if self.ids and any(getattr(self, name) is not None for name in _FILTER):
             raise ValueError("give ids or a filter, not both")
         return self
 
