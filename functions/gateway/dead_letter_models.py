@@ -119,7 +119,7 @@ class RedriveRequest(Part):
     rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE, description="Letters per second.")
     dry_run: bool = Field(default=True, description="Only tell what would be done.")
     cursor: Annotated[int, Field(ge=1, le=MAX_ID), WHOLE] | None = Field(
-        default=None, description="`next_cursor` of the page before."
+        default=None, description="`next_cursor` of the page before.", examples=[None]
     )
     limit: Annotated[int, Field(ge=1, le=500), WHOLE] = Field(
         default=PAGE, description="How many letters to look at. At a low rate many take long."
