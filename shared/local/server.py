@@ -83,15 +83,21 @@ async def serve(
 
 
 class _Doors:
-    """Functions have their door at `/functions/`; the gateway, if there is one, has all the rest."""
+    """Functions take what is posted to `/functions/NAME`; the gateway, if there is one, answers all the rest."""
 
     def __init__(self, functions: ASGIApp, gateway: ASGIApp | None) -> None:
         self._functions = functions
         self._gateway = functions if gateway is None else gateway
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_function = scope["type"] == "http" and scope["path"].startswith("/functions/")
-        await (self._functions if is_function else self._gateway)(scope, receive, send)
+        await (self._functions if _is_for_a_function(scope) else self._gateway)(scope, receive, send)
+
+
+def _is_for_a_function(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    folder, _, name = str(scope["path"]).rpartition("/")
+    return folder == "/functions" and name != ""
 
 
 class _AtItsRoot:
