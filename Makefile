@@ -7,7 +7,7 @@ SIMULATE ?=
 # pinned one and then refuse it for want of a hash. `make check` proves that nothing is missing.
 PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: run serve setup setup-dev test check bench requirements clean
+.PHONY: run serve setup setup-dev test check bench requirements docs clean
 
 run: setup  ## Run a brief through the team, print progress and the report.
 	@./agent-team run report --input "$(BRIEF)"
@@ -53,6 +53,9 @@ requirements: setup-dev  ## Compile the pinned requirements from pyproject.toml.
 		--custom-compile-command "make requirements" -o requirements.txt pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev \
 		--constraint requirements.txt --custom-compile-command "make requirements" -o requirements-dev.txt pyproject.toml
+
+docs: setup  ## Write docs/api.md from the API's own description.
+	@.venv/bin/python -m functions.gateway.reference > docs/api.md
 
 clean:  ## Remove what setup and tests made; the platform's data stays.
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

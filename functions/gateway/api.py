@@ -11,12 +11,15 @@ from starlette.responses import Response
 
 from functions.gateway.auth import Callers, Gate, allowed
 from functions.gateway.dead_letters import dead_letters
+from functions.gateway.documents import documents
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.events import events
 from functions.gateway.limits import RateLimit
 from functions.gateway.models import Health, Ready
+from functions.gateway.openapi import describe
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, FORBIDDEN, TOO_MANY, UNAUTHENTICATED, UNAVAILABLE, documented, handle_errors
+from functions.gateway.tasks import tasks
 from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
 from shared.runtime import Runtime
@@ -26,8 +29,6 @@ from shared.runtime.tracing import Traced
 from shared.telemetry import METRICS_CONTENT_TYPE, metrics
 
 _OPENAPI = "/openapi.json"
-_NEVER_SENT = {"$ref": "#/components/schemas/HTTPValidationError"}
-_PROBLEM = {"$ref": "#/components/schemas/Problem"}
 _DESCRIPTION = """\
 Start workflows of the agent team, watch them and stop them.
 
@@ -63,10 +64,10 @@ def create_app(live: Runtime) -> FastAPI:
     app.state.live = live
     app.state.watches = Watches(live)
     handle_errors(app)
-    for router in (workflows, events, dead_letters):
+    for router in (workflows, events, tasks, dead_letters, documents):
         app.include_router(router, responses=_GUARDED)
     _add_platform_routes(app, live, callers)
-    _show_problems_as_such(app)
+    describe(app, live)
     return app
 
 
@@ -115,24 +116,3 @@ def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
     pages: dict[str, Callable[[], Awaitable[Response]]] = {"/": show_console, "/docs": show_documentation}
     for path, show in pages.items():
         app.add_api_route(path, show, include_in_schema=False)
-
-
-def _show_problems_as_such(app: FastAPI) -> None:
-    """Document problems under their own content type, not the route's, and what FastAPI would send by itself not at all."""
-    describe = app.openapi
-
-    def described() -> dict[str, Any]:
-        document = describe()
-        for operation in [operation for path in document["paths"].values() for operation in path.values()]:
-            answers = operation["responses"]
-            for status in [status for status in answers if int(status) >= 400]:
-                (shape,) = answers[status]["content"].values()
-                if shape["schema"] == _NEVER_SENT:
-                    del answers[status]
-                elif shape["schema"] == _PROBLEM:
-                    answers[status]["content"] = {"application/problem+json": shape}
-        for name in ("HTTPValidationError", "ValidationError"):
-            document["components"]["schemas"].pop(name, None)
-        return document
-
-    app.openapi = described  # type: ignore[method-assign]  # https://fastapi.tiangolo.com/how-to/extending-openapi/

@@ -33,7 +33,15 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
         "description": "The events, for as long as the workflow runs.",
         "content": {
             _MEDIA_TYPE: {
-                "schema": {"type": "string"},
+                "schema": {
+                    "description": "One event.",
+                    "type": "object",
+                    "properties": {
+                        "event": {"type": "string"},
+                        "id": {"type": "string", "pattern": "^[0-9]+$"},
+                        "data": {"type": "string", "contentMediaType": "application/json"},
+                    },
+                },
                 "example": 'event: step.completed\nid: 7\ndata: {"seq":7,"type":"step.completed","step":"plan",…}\n\n',
             }
         },
@@ -64,7 +72,14 @@ async def follow(
     watches: Annotated[Watches, Depends(_watches)],
     id: Id,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="The `seq` of the last entry that is known.")] = 0,
-    last_event_id: Annotated[str | None, Header(description="The last `id` that was received; counts before `after`.")] = None,
+    last_event_id: Annotated[
+        str | None,
+        Header(
+            description="The last `id` that was received; counts before `after`.",
+            examples=["7"],
+            json_schema_extra={"pattern": "^[0-9]{1,9}$"},
+        ),
+    ] = None,
 ) -> Response:
     """A workflow as it happens, as server-sent events, from entry `after` on until it has ended.
 

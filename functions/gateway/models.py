@@ -5,46 +5,75 @@ Answers come from the state as they are; a test holds them to these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.messages import Budget, Usage, WorkflowRequested
 from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
-from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
-from shared.state import LetterState
+from shared.workflows.definitions import LARGEST_BUDGET
 
 MAX_INPUT_FIELDS = 1000
 """No definition has as many; more of them would only cost the time to list each as unknown."""
 
 WorkflowStatus = Literal["QUEUED", "RUNNING", "WAITING", "SUCCESS", "FAILED", "CANCELLED"]
 StepStatus = Literal["PENDING", "RUNNING", "WAITING", "SUCCESS", "FAILED", "SKIPPED", "CANCELLED"]
-_EXAMPLE_ID = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
+EXAMPLE_ID = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
+EXAMPLE_MOMENT = "2026-11-24T09:30:00Z"
+_EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
 
 
-class _Part(BaseModel):
+def _whole(given: Any) -> Any:
+    # JSON has one kind of number: 3.0 is 3.
+    return int(given) if isinstance(given, float) and given.is_integer() else given
+
+
+WHOLE = BeforeValidator(_whole)
+"""Makes an `int` of a body that is read strictly, where text and booleans are none, take 3.0 too. Limits stand before it."""
+
+
+class Part(BaseModel):
+    """What answers and bodies are made of."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OwnBudget(Budget):
+    """Limits of one run; those that are left out or null stay as they are."""
+
+    model_config = ConfigDict(strict=True)
+
+    max_steps: Annotated[int, Field(ge=1, le=LARGEST_BUDGET["max_steps"]), WHOLE] | None = Field(
+        default=None,
+        description="Steps, those that are added on the way included.",
+        examples=[50],
+    )
+    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_BUDGET["max_tokens"]), WHOLE] | None = Field(
+        default=None, description="Tokens in and out, of all steps.", examples=[200_000]
+    )
+    max_cost_usd: float | None = Field(
+        default=None, ge=0, le=LARGEST_BUDGET["max_cost_usd"], description="Dollars, by the models' list prices.", examples=[0.5]
+    )
+    deadline_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=LARGEST_BUDGET["deadline_seconds"],
+        description="Counted from the start of the first step.",
+        examples=[900],
+    )
 
 
 class SubmitRequest(WorkflowRequested):
     """A workflow to run."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {
-                    "workflow": "report",
-                    "input": {"brief": "Why do ferries to Oban run late, and what can be done about it?"},
-                    "budget": {"max_cost_usd": 0.5, "deadline_seconds": 900},
-                }
-            ]
-        }
-    )
+    model_config = ConfigDict(strict=True)
 
     workflow: Annotated[Name, Field(description="The definition to run.", examples=["report"])]
     input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
         default_factory=dict, description="The fields that the definition takes.", examples=[{"brief": "Why do ferries run late?"}]
     )
-    budget: Budget = Field(default=Budget(), description="Limits that replace the definition's; what is left out stays as it is.")
-    priority: int = Field(default=0, ge=-100, le=100, description="Where others wait for a slot too, the highest comes first.")
+    budget: OwnBudget = Field(default=OwnBudget(), description="Limits that replace the definition's.")
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
+        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
+    )
     callback_url: CallbackUrl | None = Field(
         default=None,
         description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
@@ -53,8 +82,32 @@ class SubmitRequest(WorkflowRequested):
     )
 
 
-class CancelRequest(_Part):
+class TaskRequest(Part):
+    """Work for one agent."""
+
+    model_config = ConfigDict(strict=True)
+
+    input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
+        description="What the agent's prompt takes.", examples=[{"brief": "Why do ferries run late?"}]
+    )
+    budget: OwnBudget = Field(
+        default=OwnBudget(), description="Limits in place of 50 steps, 200,000 tokens, 1 dollar and an hour.", examples=[{}]
+    )
+    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
+        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
+    )
+    callback_url: CallbackUrl | None = Field(
+        default=None,
+        description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
+        "An http or https address on the public internet.",
+        examples=["https://example.org/hooks/agent-team"],
+    )
+
+
+class CancelRequest(Part):
     """Why a workflow is cancelled."""
+
+    model_config = ConfigDict(strict=True)
 
     # PostgreSQL's jsonb has no NUL.
     reason: str = Field(
@@ -62,36 +115,37 @@ class CancelRequest(_Part):
     )
 
 
-class Links(_Part):
+class Links(Part):
     """Where to look next."""
 
-    self: str = Field(examples=[f"/v1/workflows/{_EXAMPLE_ID}"])
-    history: str = Field(examples=[f"/v1/workflows/{_EXAMPLE_ID}/history"])
+    self: str = Field(description="The workflow.", examples=[f"/v1/workflows/{EXAMPLE_ID}"])
+    history: str = Field(description="What happened to it.", examples=[f"/v1/workflows/{EXAMPLE_ID}/history"])
+    events: str = Field(description="The same as it happens.", examples=[f"/v1/workflows/{EXAMPLE_ID}/events"])
 
 
-class Accepted(_Part):
+class Accepted(Part):
     """The workflow that a request was about, durable by now."""
 
-    id: WorkflowId = Field(examples=[_EXAMPLE_ID])
-    status: WorkflowStatus = Field(description="As of this answer.")
-    links: Links
+    id: WorkflowId = Field(description="Of the workflow.", examples=[EXAMPLE_ID])
+    status: WorkflowStatus = Field(description="As of this answer.", examples=["RUNNING"])
+    links: Links = Field(description="Where to look next.")
 
 
-class Failure(_Part):
+class Failure(Part):
     """Why something failed."""
 
-    type: str = Field(examples=["BudgetExceeded"])
-    message: str = Field(examples=["the workflow passed its max_tokens"])
-    step: StepId | None = Field(default=None, description="The step that failed the workflow.")
+    type: str = Field(description="The error's class.", examples=["BudgetExceeded"])
+    message: str = Field(description="One line, without data.", examples=["the workflow passed its max_tokens"])
+    step: StepId | None = Field(default=None, description="The step that failed the workflow.", examples=["draft"])
 
 
-class Limits(_Part):
+class Limits(Part):
     """The budget in force; null means no limit."""
 
-    max_steps: int | None
-    max_tokens: int | None
-    max_cost_microdollars: int | None = Field(description="Millionths of a dollar.")
-    deadline_seconds: float | None = Field(description="Counted from the start of the first step.")
+    max_steps: int | None = Field(description="Steps, those that are added on the way included.", examples=[50])
+    max_tokens: int | None = Field(description="Tokens in and out, of all steps.", examples=[200_000])
+    max_cost_microdollars: int | None = Field(description="Millionths of a dollar.", examples=[500_000])
+    deadline_seconds: float | None = Field(description="Counted from the start of the first step.", examples=[900])
 
 
 _EXAMPLE_MODELS = {
@@ -100,38 +154,40 @@ _EXAMPLE_MODELS = {
 }
 
 
-class WorkflowHead(_Part):
+class WorkflowHead(Part):
     """One run of a definition, without its steps."""
 
-    id: WorkflowId = Field(examples=[_EXAMPLE_ID])
-    workflow: Name = Field(description="The definition.", examples=["report"])
-    version: int = Field(description="Of the definition, as it was at the request.")
-    status: WorkflowStatus
-    priority: int
-    seq: int = Field(description="The number of the last history entry.")
-    steps_total: int = Field(description="Steps so far: plans and debates add more as they go.")
-    steps_open: int = Field(description="Steps that have not ended.")
-    error: Failure | None
-    usage: Usage = Field(description="Of all steps and all their attempts; cost in millionths of a dollar.")
-    created_at: AwareDatetime
-    started_at: AwareDatetime | None
-    finished_at: AwareDatetime | None
+    id: WorkflowId = Field(description="`wf_` and a ULID: later ones sort after earlier ones.", examples=[EXAMPLE_ID])
+    workflow: Name = Field(description="The definition; of one agent's task the agent.", examples=["report"])
+    version: int = Field(description="Of the definition, as it was at the request.", examples=[1])
+    status: WorkflowStatus = Field(description="SUCCESS, FAILED and CANCELLED are ends.", examples=["SUCCESS"])
+    priority: int = Field(description="As asked for.", examples=[0])
+    seq: int = Field(description="The number of the last history entry.", examples=[21])
+    steps_total: int = Field(description="Steps so far: plans and debates add more as they go.", examples=[9])
+    steps_open: int = Field(description="Steps that have not ended.", examples=[0])
+    error: Failure | None = Field(description="Why it ended without success.", examples=[None])
+    usage: Usage = Field(
+        description="Of all steps and all their attempts; cost in millionths of a dollar.", examples=[_EXAMPLE_USAGE]
+    )
+    created_at: AwareDatetime = Field(description="When it was asked for.", examples=[EXAMPLE_MOMENT])
+    started_at: AwareDatetime | None = Field(description="When its first step could start.", examples=[EXAMPLE_MOMENT])
+    finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
 
 
-class Step(_Part):
+class Step(Part):
     """One unit of agent work."""
 
-    id: StepId = Field(examples=["research/0"])
+    id: StepId = Field(description="Its name in the workflow.", examples=["research/0"])
     parent: StepId | None = Field(description="The step that added this one.", examples=["research"])
-    agent: str = Field(examples=["researcher"])
-    status: StepStatus
-    attempt: int = Field(description="The last attempt, counted from 1; 0 before the first.")
-    needs: list[StepId]
-    output: Any = None
-    error: Failure | None
-    started_at: AwareDatetime | None
-    finished_at: AwareDatetime | None
-    usage: Usage = Field(description="Of all attempts, those that came too late to count included.")
+    agent: str = Field(description="Who works on it; `pattern:` and a name where it stands for others.", examples=["researcher"])
+    status: StepStatus = Field(description="SUCCESS, FAILED, SKIPPED and CANCELLED are ends.", examples=["SUCCESS"])
+    attempt: int = Field(description="The last attempt, counted from 1; 0 before the first.", examples=[1])
+    needs: list[StepId] = Field(description="The steps that end before it starts.", examples=[["plan"]])
+    output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
+    error: Failure | None = Field(description="Of its last attempt that failed.", examples=[None])
+    started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
+    finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
+    usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )
@@ -140,146 +196,76 @@ class Step(_Part):
 class Workflow(WorkflowHead):
     """One run of a definition, with its steps, input and output."""
 
-    input: dict[str, Any]
-    output: Any = Field(description="Null until the workflow ended with SUCCESS.")
-    budget: Limits
+    input: dict[str, Any] = Field(description="As asked for, defaults filled in.", examples=[{"brief": "Why do ferries run late?"}])
+    output: Any = Field(description="Null until the workflow ended with SUCCESS.", examples=[{"text": "# Why ferries run late"}])
+    budget: Limits = Field(description="The limits in force.")
     models: dict[str, Usage] = Field(description="The usage of all steps by the model that was asked.", examples=[_EXAMPLE_MODELS])
-    steps: list[Step]
+    steps: list[Step] = Field(description="Each step; the ones that others added after those.")
 
 
-class WorkflowPage(_Part):
+class StepThen(Part):
+    """A step as it was."""
+
+    id: StepId = Field(description="Its name in the workflow.", examples=["research/0"])
+    parent: StepId | None = Field(description="The step that added this one.", examples=["research"])
+    agent: str = Field(description="Who works on it.", examples=["researcher"])
+    status: StepStatus = Field(description="After that entry.", examples=["SUCCESS"])
+    output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
+
+
+class Snapshot(Part):
+    """A workflow as it was after an entry of its history."""
+
+    id: WorkflowId = Field(description="The workflow.", examples=[EXAMPLE_ID])
+    workflow: Name = Field(description="The definition; of one agent's task the agent.", examples=["report"])
+    version: int = Field(description="Of the definition.", examples=[1])
+    seq: int = Field(description="The number of the entry.", examples=[7])
+    status: WorkflowStatus = Field(description="After that entry.", examples=["RUNNING"])
+    steps: list[StepThen] = Field(description="The steps that there were.")
+
+
+class WorkflowPage(Part):
     """Workflows, the newest first."""
 
-    items: list[WorkflowHead]
-    next_cursor: str | None = Field(description="Give this as `cursor` for the next page; null on the last.")
+    items: list[WorkflowHead] = Field(description="One page of them.")
+    next_cursor: str | None = Field(description="Give this as `cursor` for the next page; null on the last.", examples=[None])
 
 
-class HistoryEntry(_Part):
+class HistoryEntry(Part):
     """Something that happened."""
 
-    seq: int
-    at: AwareDatetime
-    type: str = Field(examples=["step.completed"])
-    step: StepId | None
-    attempt: int | None
-    data: Any = None
+    seq: int = Field(description="Counted from 1, without gaps.", examples=[7])
+    at: AwareDatetime = Field(description="When.", examples=[EXAMPLE_MOMENT])
+    type: str = Field(description="What.", examples=["step.completed"])
+    step: StepId | None = Field(description="Whose, if a step's.", examples=["plan"])
+    attempt: int | None = Field(description="Of the step.", examples=[1])
+    data: Any = Field(default=None, description="More of it, by type.", examples=[None])
 
 
-class HistoryPage(_Part):
+class HistoryPage(Part):
     """History entries, the oldest first."""
 
-    items: list[HistoryEntry]
-    next_after: int | None = Field(description="Give this as `after` for the next page; null when there is no more so far.")
-
-
-class LastError(_Part):
-    """Why a delivery failed."""
-
-    type: str = Field(description="The error's class.", examples=["StoreUnavailable"])
-    message: str = Field(description="Empty where it is not one of ours, which may quote what it worked on.")
-    at: AwareDatetime
-
-
-class DeadLetter(_Part):
-    """A message that used up its delivery attempts."""
-
-    id: int
-    message_id: str = Field(description="The envelope's, or else the bus's.", examples=[f"{_EXAMPLE_ID}/draft/1"])
-    subscription: str = Field(description="What gave it up.", examples=["agent-writer.writer"])
-    topic: str = Field(examples=["agent-writer"])
-    function: str = Field(examples=["writer"])
-    cause: str = Field(description="The group of its reason.", examples=["store", "rejected:signature", "timeout"])
-    reason: str = Field(examples=["attempts exhausted"])
-    last_error: LastError | None = Field(description="Of the last delivery that said why it failed.")
-    attempts: int | None = Field(description="Deliveries, where the bus told.")
-    workflow: str | None
-    step: str | None
-    attempt: int | None = Field(description="The attempt that it was to start; null for every other message.")
-    state: LetterState = Field(
-        description="`waiting`: never redriven; `redriven`: sent, nothing heard since; `again`: dead again after its last redrive."
+    items: list[HistoryEntry] = Field(description="One page of them.")
+    next_after: int | None = Field(
+        description="Give this as `after` for the next page; null when there is no more so far.", examples=[None]
     )
-    redrive_count: int
-    redriven_at: AwareDatetime | None
-    recorded_at: AwareDatetime
-    size_bytes: int = Field(description="Of its data.")
 
 
-class DeadLetterPage(_Part):
-    """Dead letters, the newest first."""
-
-    items: list[DeadLetter]
-    next_cursor: int | None = Field(description="Give this as `cursor` for the next page; null on the last.")
-
-
-class DeadLetterWhole(DeadLetter):
-    """A dead letter with what is needed to understand it."""
-
-    attributes: dict[str, str] = Field(description="Of the message, as it arrived.")
-    blocked: str | None = Field(description="Why its step cannot be resumed; null where it can, or where it is about no step.")
-    data: str | None = Field(description="Base64; null unless asked for.")
-
-
-class RedriveRequest(_Part):
-    """Which dead letters to send again: those of `ids`, or those that fit the filter."""
-
-    model_config = ConfigDict(json_schema_extra={"examples": [{"cause": "store", "dry_run": True}]})
-
-    ids: list[Annotated[int, Field(ge=1, le=2**63 - 1)]] = Field(default_factory=list, max_length=1000)
-    cause: str | None = Field(
-        default=None, min_length=1, max_length=200, pattern=r"^[^\x00]*$", description="A cause, or the part before its colon."
-    )
-    function: Name | None = None
-    since: AwareDatetime | None = None
-    until: AwareDatetime | None = None
-    again: bool = Field(
-        default=False,
-        description="Also those that are dead again after a redrive and, of `ids`, those of which nothing was heard.",
-    )
-    rate: float = Field(default=DEFAULT_RATE, gt=0, le=MAX_RATE, description="Letters per second.")
-    dry_run: bool = Field(default=True, description="Only tell what would be done.")
-    cursor: int | None = Field(default=None, ge=1, le=2**63 - 1, description="`next_cursor` of the page before.")
-    limit: int = Field(default=PAGE, ge=1, le=500, description="How many letters to look at. At a low rate many take long.")
-
-    @model_validator(mode="after")
-    def _is_one(self) -> "RedriveRequest":
-        if self.ids and any(given is not None for given in (self.cause, self.function, self.since, self.until)):
-            raise ValueError("give ids or a filter, not both")
-        return self
-
-
-class Refused(_Part):
-    """A dead letter that is left as it is."""
-
-    id: int
-    reason: str = Field(examples=["its workflow is CANCELLED and does not wait for it"])
-
-
-class RedriveAnswer(_Part):
-    """What became of one page of letters or, after a dry run, would become of it."""
-
-    matched: int = Field(description="How many letters are wanted, on all pages.")
-    redriven: int
-    ids: list[int] = Field(description="Of those that were redriven.")
-    refused: list[Refused]
-    next_cursor: int | None = Field(description="Give this as `cursor` for the next page; null on the last.")
-    dry_run: bool
-
-
-class Health(_Part):
+class Health(Part):
     """The gateway answers."""
 
-    status: Literal["ok"]
-    timestamp: AwareDatetime
+    status: Literal["ok"] = Field(description="That it answers.", examples=["ok"])
+    timestamp: AwareDatetime = Field(description="The time here.", examples=[EXAMPLE_MOMENT])
     uptime: float = Field(description="Seconds since this instance began to answer.", examples=[12.5])
 
 
 Verdict = Literal["healthy", "unhealthy"]
 
 
-class Ready(_Part):
+class Ready(Part):
     """Whether the gateway can do its work, and what of it cannot."""
 
-    status: Verdict = Field(description="`healthy` when every check is.")
+    status: Verdict = Field(description="`healthy` when every check is.", examples=["healthy"])
     checks: dict[str, Verdict] = Field(
         description="`redis` or `firestore` only where they are used.",
         examples=[{"database": "healthy", "redis": "healthy", "ai_service": "healthy"}],
@@ -294,11 +280,11 @@ class Ready(_Part):
     )
 
 
-class FieldMistake(_Part):
+class FieldMistake(Part):
     """One thing that is wrong with a request."""
 
     field: str = Field(description="Dotted; `body` for the body as a whole.", examples=["budget.max_tokens"])
-    message: str = Field(examples=["Input should be greater than or equal to 0"])
+    message: str = Field(description="What, and what it should be.", examples=["Input should be greater than or equal to 0"])
 
 
 class Problem(BaseModel):
@@ -307,7 +293,7 @@ class Problem(BaseModel):
     type: str = Field(
         description="`about:blank` where the status says it all.", examples=["urn:agent-team:problem:invalid-request"]
     )
-    title: str = Field(examples=["The request is not valid"])
-    status: int = Field(examples=[422])
-    detail: str = Field(examples=["workflow: Field required"])
+    title: str = Field(description="The kind in words.", examples=["The request is not valid"])
+    status: int = Field(description="The answer's status.", examples=[422])
+    detail: str = Field(description="What was wrong this time, in one line.", examples=["workflow: Field required"])
     errors: list[FieldMistake] | None = Field(default=None, description="With 422: every mistake, without the value that was sent.")

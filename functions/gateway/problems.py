@@ -17,6 +17,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match
+from starlette.types import Scope
 
 from functions.gateway.models import Problem
 from shared.errors import AgentTeamError, Conflict, InputError, NotFound, Transient
@@ -26,6 +28,8 @@ _log = logging.getLogger(__name__)
 _MOST_MISTAKES = 20
 _LONGEST_NAME = 60
 _RETRY_SECONDS = 5.0
+
+_METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 OpenApiResponses = dict[int | str, dict[str, Any]]
 
@@ -51,6 +55,7 @@ NOT_FOUND = Kind(404, "Not Found")
 METHOD_NOT_ALLOWED = Kind(405, "Method Not Allowed")
 TOO_SLOW = Kind(408, "Request Timeout")
 TOO_LARGE = Kind(413, "Content Too Large")
+UNSUPPORTED = Kind(415, "Unsupported Media Type")
 INVALID = Kind(422, "The request is not valid", "invalid-request")
 KEY_REUSED = Kind(422, "The Idempotency-Key belongs to another request", "idempotency-key-reused")
 TOO_MANY = Kind(429, "Too Many Requests")
@@ -58,7 +63,9 @@ FAILED = Kind(500, "Internal Server Error")
 SWITCHED_OFF = Kind(503, "Workflows are switched off", "workflows-off")
 UNAVAILABLE = Kind(503, "Service Unavailable", "unavailable")
 
-_OF_STATUS = {kind.status: kind for kind in (BAD_REQUEST, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_SLOW, TOO_LARGE)}
+_OF_STATUS = {
+    kind.status: kind for kind in (BAD_REQUEST, FORBIDDEN, NOT_FOUND, METHOD_NOT_ALLOWED, TOO_SLOW, TOO_LARGE, UNSUPPORTED)
+}
 _DETAILS = {
     400: "the body cannot be read",
     404: "there is nothing here; /docs lists every path",
@@ -108,10 +115,22 @@ async def _on_invalid(_request: Request, error: RequestValidationError) -> Respo
     return problem(INVALID, detail, errors=mistakes)
 
 
-async def _on_http(_request: Request, error: HTTPException) -> Response:
+async def _on_http(request: Request, error: HTTPException) -> Response:
     status = error.status_code
     kind = _OF_STATUS.get(status) or Kind(status, HTTPStatus(status).phrase)
-    return problem(kind, _DETAILS.get(status, str(error.detail)), headers=error.headers)
+    headers = {"allow": _allowed(request)} if kind is METHOD_NOT_ALLOWED else error.headers
+    return problem(kind, _DETAILS.get(status, str(error.detail)), headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """What the path takes; the framework's own answer knows the methods of one of its routes."""
+    routes = request.app.router.routes
+    takes = (method for method in _METHODS if any(_is_full(route, {**request.scope, "method": method}) for route in routes))
+    return ", ".join(takes)
+
+
+def _is_full(route: BaseRoute, scope: Scope) -> bool:
+    return route.matches(scope)[0] is Match.FULL
 
 
 async def _on_error(request: Request, error: AgentTeamError) -> Response:

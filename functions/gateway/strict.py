@@ -9,6 +9,8 @@ from typing import Any
 
 import orjson
 from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -23,9 +25,18 @@ class StrictRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            _require_json(request.headers)
             return await handle(_StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _require_json(headers: Headers) -> None:
+    """Another site's page can make a browser send a body of any other type without asking first."""
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if has_body and kind != "application/json":
+        raise HTTPException(415, "the body should be JSON, sent with Content-Type: application/json")
 
 
 class _StrictRequest(Request):

@@ -1,4 +1,4 @@
-"""`/v1/workflows`: start, list, show, follow and cancel workflows."""
+"""`/v1/workflows`: start, list, show and cancel workflows."""
 
 import logging
 from typing import Annotated, Any, cast
@@ -11,15 +11,26 @@ from starlette.responses import Response
 
 from functions.gateway.auth import allowed
 from functions.gateway.models import (
+    EXAMPLE_ID,
     Accepted,
     CancelRequest,
     HistoryPage,
+    Snapshot,
     SubmitRequest,
     Workflow,
     WorkflowPage,
     WorkflowStatus,
 )
-from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, SWITCHED_OFF, TOO_LARGE, documented, problem
+from functions.gateway.problems import (
+    BAD_REQUEST,
+    INVALID,
+    NOT_FOUND,
+    SWITCHED_OFF,
+    TOO_LARGE,
+    UNSUPPORTED,
+    documented,
+    problem,
+)
 from functions.gateway.strict import StrictRoute
 from shared.errors import Conflict, NotFound
 from shared.ids import workflow_id
@@ -31,6 +42,7 @@ from shared.telemetry import TraceContext, current_trace, use_trace
 _log = logging.getLogger(__name__)
 PATH = "/v1/workflows"
 _ID = TypeAdapter[str](WorkflowId)
+_FORM = _ID.json_schema()["pattern"]
 MAX_SEQ = 2**31 - 1
 
 workflows = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute, dependencies=[Depends(allowed("read"))])
@@ -40,7 +52,9 @@ async def _live(request: Request) -> Runtime:
     return cast("Runtime", request.app.state.live)
 
 
-async def _known_form(id: Annotated[str, Path(description="`wf_` and a ULID.", examples=["wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"])]) -> str:
+async def _known_form(
+    id: Annotated[str, Path(description="`wf_` and a ULID.", examples=[EXAMPLE_ID], json_schema_extra={"pattern": _FORM})],
+) -> str:
     try:
         return _ID.validate_python(id)
     except ValidationError:
@@ -51,40 +65,61 @@ Live = Annotated[Runtime, Depends(_live)]
 Id = Annotated[str, Depends(_known_form)]
 
 
-@workflows.post("", status_code=202, response_model=Accepted, responses=documented(BAD_REQUEST, TOO_LARGE, INVALID))
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        pattern=r"^[\x21-\x7e]+$",
+        max_length=255,
+        description="Visible ASCII. The same key with the same body starts one workflow, however often it is sent.",
+        examples=["order-4711"],
+    ),
+]
+Traceparent = Annotated[
+    str | None,
+    Header(
+        description="W3C Trace Context; a new trace begins without a valid one.",
+        examples=["00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"],
+    ),
+]
+
+
+@workflows.post("", status_code=202, response_model=Accepted, responses=documented(BAD_REQUEST, TOO_LARGE, UNSUPPORTED, INVALID))
 async def submit(
-    live: Live,
-    wanted: SubmitRequest,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            pattern=r"^[\x21-\x7e]+$",
-            max_length=255,
-            description="Visible ASCII. The same key with the same body starts one workflow, however often it is sent.",
-            examples=["order-4711"],
-        ),
-    ] = None,
-    traceparent: Annotated[str | None, Header(description="W3C Trace Context; a new trace begins without a valid one.")] = None,
+    live: Live, wanted: SubmitRequest, idempotency_key: IdempotencyKey = None, traceparent: Traceparent = None
 ) -> Response:
     """Start a workflow. It is durable by the time of the answer, and goes on whatever happens to this instance."""
     if not live.settings.orch_enabled:
         return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
-    # The request is a span already, below the one that `traceparent` names.
-    trace = current_trace() or TraceContext.parse(traceparent) or TraceContext.new()
+    trace = trace_of(traceparent)
     event = request_event(
         live,
         wanted,
         workflow=workflow_id(live.clock.now()),
-        request_key=None if idempotency_key is None else f"gateway#{idempotency_key}",
+        request_key=request_key(idempotency_key),
         traceparent=trace.header,
     )
+    return await start(live, event, trace)
+
+
+def trace_of(traceparent: str | None) -> TraceContext:
+    """The request's span, which is below the one that the caller named."""
+    return current_trace() or TraceContext.parse(traceparent) or TraceContext.new()
+
+
+def request_key(idempotency_key: str | None) -> str | None:
+    """What a request is known by: the API's keys are nobody else's."""
+    return None if idempotency_key is None else f"gateway#{idempotency_key}"
+
+
+async def start(live: Runtime, event: dict[str, Any], trace: TraceContext) -> Response:
+    """Apply a `workflow.requested` event and answer with what it led to. Raises Conflict for a key of another request."""
     with use_trace(trace):
         answer, *_ = await live.dispatcher("gateway").apply([event], traceparent=trace.header)
         if answer["type"] == "conflict":
             raise Conflict("this Idempotency-Key was used for another request; send a new key, or the same body as before")
-        fields = {"workflowId": answer["workflow"], "workflow": wanted.workflow, "status": answer["status"]}
+        fields = {"workflowId": answer["workflow"], "workflow": answer["name"], "status": answer["status"]}
         _log.info("workflow requested" if answer["created"] else "workflow requested again", extra=fields)
-    return _accepted(answer["workflow"], answer["status"])
+    return accepted(answer["workflow"], answer["status"])
 
 
 @workflows.get("", response_model=WorkflowPage, responses=documented(INVALID))
@@ -93,18 +128,18 @@ async def list_workflows(
     status: Annotated[WorkflowStatus | None, Query(description="Only those in this status.")] = None,
     workflow: Annotated[Name | None, Query(description="Only runs of this definition.")] = None,
     cursor: Annotated[WorkflowId | None, Query(description="`next_cursor` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="How many at most.")] = 50,
 ) -> Response:
     """The newest workflows first, without their steps."""
     found = await live.store.recent(status=status, name=workflow, before=cursor, limit=limit + 1)
     items = found[:limit]
-    return _json({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
+    return json_answer({"items": items, "next_cursor": items[-1]["id"] if len(found) > limit else None})
 
 
 @workflows.get("/{id}", response_model=Workflow, responses=documented(NOT_FOUND))
 async def show_workflow(live: Live, id: Id) -> Response:
     """One workflow with its steps and output; tokens and cost of each step, each model and all together."""
-    return _json(await live.store.get(id))
+    return json_answer(await live.store.get(id))
 
 
 @workflows.get("/{id}/history", response_model=HistoryPage, responses=documented(NOT_FOUND, INVALID))
@@ -112,21 +147,32 @@ async def show_history(
     live: Live,
     id: Id,
     after: Annotated[int, Query(ge=0, le=MAX_SEQ, description="The `seq` of the last entry that is known.")] = 0,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many at most.")] = 1000,
 ) -> Response:
     """What happened to a workflow, the oldest first."""
     found = await live.store.history(id, after=after, limit=limit + 1)
     if not found and not await live.store.history(id, limit=1):
         raise NotFound(f"there is no workflow {id}")
     items = found[:limit]
-    return _json({"items": items, "next_after": items[-1]["seq"] if len(found) > limit else None})
+    return json_answer({"items": items, "next_after": items[-1]["seq"] if len(found) > limit else None})
+
+
+@workflows.get("/{id}/snapshots/{seq}", response_model=Snapshot, responses=documented(NOT_FOUND, INVALID))
+async def show_snapshot(
+    live: Live, id: Id, seq: Annotated[int, Path(ge=1, le=MAX_SEQ, description="The number of a history entry.", examples=[7])]
+) -> Response:
+    """A workflow as it was after one entry of its history."""
+    found = await live.store.snapshot(id, seq)
+    if found["seq"] != seq:
+        raise NotFound(f"{id} has no history entry {seq}; its last one is {found['seq']}")
+    return json_answer(found)
 
 
 @workflows.post(
     "/{id}/cancel",
     status_code=202,
     response_model=Accepted,
-    responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, INVALID),
+    responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
 )
 async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Response:
     """Stop a workflow. One that has ended stays as it is; `status` of the answer tells."""
@@ -136,13 +182,16 @@ async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Res
         raise NotFound(f"there is no workflow {id}")
     status = (await live.store.get(id))["status"]
     _log.info("workflow cancelled", extra={"workflowId": id, "status": status})
-    return _accepted(id, status)
+    return accepted(id, status)
 
 
-def _accepted(id: str, status: str) -> Response:
+def accepted(id: str, status: str) -> Response:
+    """The answer that tells where to look next."""
     path = f"{PATH}/{id}"
-    return _json({"id": id, "status": status, "links": {"self": path, "history": f"{path}/history"}}, 202, {"location": path})
+    links = {"self": path, "history": f"{path}/history", "events": f"{path}/events"}
+    return json_answer({"id": id, "status": status, "links": links}, 202, {"location": path})
 
 
-def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """An answer as it is, held to its model by tests alone."""
     return Response(orjson.dumps(content), status_code=status, headers=headers, media_type="application/json")

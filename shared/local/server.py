@@ -11,7 +11,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Mount, Route
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -64,10 +64,7 @@ def create_app(live: Runtime) -> ASGIApp:
         problem = {"type": "about:blank", "title": "Not Found", "status": 404, "detail": detail}
         return JSONResponse(problem, status_code=404, media_type="application/problem+json")
 
-    routes: list[BaseRoute] = [Route("/functions/{name}", call, methods=["POST"])]
-    if _GATEWAY in apps:
-        routes.append(Mount("/", app=apps[_GATEWAY]))
-    return Starlette(routes=routes)
+    return _Doors(Starlette(routes=[Route("/functions/{name}", call, methods=["POST"])]), apps.get(_GATEWAY))
 
 
 async def serve(
@@ -116,6 +113,24 @@ class Impatient(H11Protocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+
+class _Doors:
+    """Functions take what is posted to `/functions/NAME`; the gateway, if there is one, answers all the rest."""
+
+    def __init__(self, functions: ASGIApp, gateway: ASGIApp | None) -> None:
+        self._functions = functions
+        self._gateway = functions if gateway is None else gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self._functions if _is_for_a_function(scope) else self._gateway)(scope, receive, send)
+
+
+def _is_for_a_function(scope: Scope) -> bool:
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    folder, _, name = str(scope["path"]).rpartition("/")
+    return folder == "/functions" and name != ""
 
 
 class _AtItsRoot:

@@ -28,10 +28,10 @@ class Payload(BaseModel):
 class Usage(Payload):
     """What a step, an attempt or a workflow has used up."""
 
-    model_calls: int = Field(default=0, ge=0, le=2**31 - 1)
-    input_tokens: Amount = 0
-    output_tokens: Amount = 0
-    cost_microdollars: Amount = 0
+    model_calls: int = Field(default=0, ge=0, le=2**31 - 1, description="Calls of models.", examples=[3])
+    input_tokens: Amount = Field(default=0, description="Tokens that models were given.", examples=[2100])
+    output_tokens: Amount = Field(default=0, description="Tokens that models wrote.", examples=[510])
+    cost_microdollars: Amount = Field(default=0, description="Millionths of a dollar.", examples=[6765])
 
     @property
     def tokens(self) -> int:

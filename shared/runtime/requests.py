@@ -1,12 +1,13 @@
-"""A request for a workflow → the event that starts it."""
+"""A request for a workflow, or for one agent's work → the event that starts it."""
 
+from collections.abc import Mapping
 from typing import Any
 
-from shared.errors import ConfigurationError, InputError
-from shared.messages import WorkflowRequested
+from shared.errors import ConfigurationError, InputError, NotFound
+from shared.messages import Budget, WorkflowRequested
 from shared.runtime.wiring import Runtime
 from shared.telemetry import TraceContext, current_trace
-from shared.workflows import requested
+from shared.workflows import requested, requested_task
 
 
 def request_event(
@@ -48,3 +49,36 @@ def check_callback(live: Runtime, url: str | None) -> None:
         parse(url, live.callback_gate)
     except InputError as refusal:
         raise InputError(f"callback_url: {refusal}") from None
+
+
+def task_event(
+    live: Runtime,
+    agent: str,
+    input: Mapping[str, Any],
+    *,
+    workflow: str,
+    budget: Budget | None = None,
+    priority: int = 0,
+    callback_url: str | None = None,
+    request_key: str | None = None,
+    traceparent: str | None = None,
+) -> dict[str, Any]:
+    """The `workflow.requested` event for one task of one agent. Raises NotFound for an agent that is not there, InputError.
+
+    It does not ask whether workflows are switched on: agents can be called one at a time without them.
+    """
+    agents = [name for name, spec in live.functions.items() if spec.is_agent]
+    if agent not in agents:
+        raise NotFound(f"there is no agent {agent[:60]!r}; there are: {', '.join(agents)}")
+    check_callback(live, callback_url)
+    return requested_task(
+        agent,
+        workflow=workflow,
+        input=input,
+        budget=budget,
+        priority=priority,
+        callback_url=callback_url,
+        request_key=request_key,
+        default_max_retries=live.max_retries,
+        traceparent=traceparent,
+    )

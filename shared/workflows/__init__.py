@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
 from shared.workflows.patterns import PATTERNS
-from shared.workflows.requests import requested
+from shared.workflows.requests import TASK_BUDGET, TASK_STEP, requested, requested_task
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition
@@ -22,6 +22,8 @@ else:
 
 __all__ = [
     "PATTERNS",
+    "TASK_BUDGET",
+    "TASK_STEP",
     "Definition",
     "InputField",
     "Step",
@@ -31,5 +33,6 @@ __all__ = [
     "parse_definition",
     "render_output",
     "requested",
+    "requested_task",
     "spawned",
 ]

@@ -152,12 +152,12 @@ def used_steps(template: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(path[1]) for path in paths(template) if path[0] == "steps" and len(path) > 1))
 
 
-_LARGEST_BUDGET = {"max_steps": 1_000_000, "max_tokens": 10**12, "max_cost_usd": 1_000_000.0, "deadline_seconds": 366 * 86_400.0}
+LARGEST_BUDGET = {"max_steps": 1_000_000, "max_tokens": 10**12, "max_cost_usd": 1_000_000.0, "deadline_seconds": 366 * 86_400.0}
 
 
 def budget_problems(budget: Budget) -> Iterator[tuple[str, str]]:
     """Each limit that is too large to be counted or to be meant, with the reason."""
-    for name, largest in _LARGEST_BUDGET.items():
+    for name, largest in LARGEST_BUDGET.items():
         value = getattr(budget, name)
         if value is not None and not value <= largest:
             yield name, f"budget.{name} should be at most {largest:,.0f}; leave it out for no limit"

@@ -1,9 +1,9 @@
-"""A definition and an input → the event with which `advance` starts a workflow."""
+"""A definition, or one agent, and an input → the event with which `advance` starts a workflow."""
 
 import hashlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
@@ -12,6 +12,10 @@ from shared.messages import Budget
 from shared.workflows.definitions import Definition, Step, budget_problems
 
 # In JSON text an escaped backslash before u0000 is not a NUL.
+TASK_STEP: Final = "task"
+"""The only step of a workflow that is one agent's task."""
+TASK_BUDGET: Final = Budget(max_steps=50, max_tokens=200_000, max_cost_usd=1.0, deadline_seconds=3600)
+"""Of one agent's task: no definition says what is too much for it."""
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 
@@ -36,11 +40,6 @@ def requested(
     """
     complete = definition.check_input(input)
     own = {} if budget is None else budget.model_dump(exclude_none=True)
-    limits = definition.budget.model_copy(update=own)
-    reasons = [reason for _, reason in budget_problems(limits)]
-    if reasons:
-        raise InputError("; ".join(reasons))
-    cost = limits.max_cost_usd
     return {
         "type": "workflow.requested",
         "workflow": workflow,
@@ -52,14 +51,62 @@ def requested(
         "output": definition.output_template,
         "output_needs": list(definition.output_needs),
         "output_uses_input": definition.output_uses_input,
-        "max_steps": limits.max_steps,
-        "max_tokens": limits.max_tokens,
-        "max_cost_microdollars": None if cost is None else round(cost * 1_000_000),
-        "deadline_seconds": limits.deadline_seconds,
+        **_limits(definition.budget, own),
         "priority": priority,
         "callback_url": callback_url,
         "traceparent": traceparent,
         "steps": [_step(step, default_max_retries) for step in definition.steps],
+    }
+
+
+def requested_task(
+    agent: str,
+    *,
+    workflow: str,
+    input: Mapping[str, Any],
+    default_max_retries: int,
+    budget: Budget | None = None,
+    priority: int = 0,
+    request_key: str | None = None,
+    callback_url: str | None = None,
+    traceparent: str | None = None,
+) -> dict[str, Any]:
+    """The `workflow.requested` event for a workflow of one step: `agent` takes `input` literally, and its output is the workflow's.
+
+    The workflow bears the agent's name. Limits given in `budget` replace those of `TASK_BUDGET`. Raises InputError as `requested`.
+    """
+    own = {} if budget is None else budget.model_dump(exclude_none=True)
+    step = _step(Step(id=TASK_STEP, agent=agent), default_max_retries)
+    return {
+        "type": "workflow.requested",
+        "workflow": workflow,
+        "request_key": request_key,
+        "request_hash": _request_hash(f"agent:{agent}", input, own, priority, callback_url),
+        "name": agent,
+        "version": 1,
+        "input": dict(input),
+        "output": f"{{{{ steps.{TASK_STEP}.output }}}}",
+        "output_needs": [TASK_STEP],
+        "output_uses_input": False,
+        **_limits(TASK_BUDGET, own),
+        "priority": priority,
+        "callback_url": callback_url,
+        "traceparent": traceparent,
+        "steps": [{**step, "spec": {"input": dict(input)}}],
+    }
+
+
+def _limits(budget: Budget, own: dict[str, Any]) -> dict[str, Any]:
+    limits = budget.model_copy(update=own)
+    reasons = [reason for _, reason in budget_problems(limits)]
+    if reasons:
+        raise InputError("; ".join(reasons))
+    cost = limits.max_cost_usd
+    return {
+        "max_steps": limits.max_steps,
+        "max_tokens": limits.max_tokens,
+        "max_cost_microdollars": None if cost is None else round(cost * 1_000_000),
+        "deadline_seconds": limits.deadline_seconds,
     }
 
 

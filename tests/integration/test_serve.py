@@ -75,6 +75,14 @@ async def test_the_scheduler_s_call_reaches_the_sweeper(client: httpx.AsyncClien
     assert (await client.post("/functions/sweeper")).status_code == 204
 
 
+@pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/functions/intake"), ("POST", "/functions/a/b"), ("POST", "/functions/"), ("GET", "/nothing%0A")]
+)
+async def test_whatever_else_is_not_there_is_a_problem_too(client: httpx.AsyncClient, method: str, path: str) -> None:
+    answer = await client.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
+
+
 async def test_a_function_that_is_not_there_is_a_problem_that_names_the_others(client: httpx.AsyncClient) -> None:
     answer = await client.post("/functions/sweper")
 
