@@ -27,6 +27,12 @@ pytestmark = pytest.mark.timeout(420)
 KILL_EVERY_SECONDS = 1.0
 
 
+@pytest.fixture(autouse=True)
+def as_often_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All requests come from one address here. The processes take their settings from the environment."""
+    monkeypatch.setenv("API_RATE_PER_MINUTE", "100000")
+
+
 @asynccontextmanager
 async def fleet_on(bus: str, home: Path, **variables: str) -> AsyncIterator[Fleet]:
     if redis_binary() is None:
