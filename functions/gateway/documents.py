@@ -38,7 +38,10 @@ class _DocumentName(StringConvertor):
 
 register_url_convertor("document", _DocumentName())
 
-documents = APIRouter(prefix="/v1/documents", tags=["documents"], dependencies=[Depends(allowed("read"))])
+_READING = [Depends(allowed("read"))]
+_CHANGING = [Depends(allowed("admin"))]
+
+documents = APIRouter(prefix="/v1/documents", tags=["documents"])
 
 
 class KnownDocument(Part):
@@ -93,13 +96,13 @@ DocumentName = Annotated[
 ]
 
 
-@documents.get("", response_model=DocumentList)
+@documents.get("", response_model=DocumentList, dependencies=_READING)
 async def list_documents(live: Live) -> Response:
     """Every document that agents may search, by name."""
     return json_answer({"items": await live.store.list_documents()})
 
 
-@documents.get("/search", response_model=Passages, responses=documented(INVALID))
+@documents.get("/search", response_model=Passages, responses=documented(INVALID), dependencies=_READING)
 async def search_documents(
     live: Live,
     query: Annotated[
@@ -116,7 +119,7 @@ async def search_documents(
     response_model=Put,
     responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
     openapi_extra=_TEXT,
-    dependencies=[Depends(allowed("admin"))],
+    dependencies=_CHANGING,
 )
 async def put_document(live: Live, name: DocumentName, request: Request) -> Response:
     """Keep a text for search, in place of what was under its name. What is larger than a request may be, the command line adds."""
@@ -132,7 +135,7 @@ async def put_document(live: Live, name: DocumentName, request: Request) -> Resp
     status_code=204,
     response_class=Response,
     responses=documented(NOT_FOUND, INVALID),
-    dependencies=[Depends(allowed("admin"))],
+    dependencies=_CHANGING,
 )
 async def remove_document(live: Live, name: DocumentName) -> Response:
     """Forget a document."""

@@ -40,6 +40,9 @@ class Provider(ScriptedModel):
         self.closed = False
         self.counted = 0
 
+    def open(self) -> None:
+        """There is nothing to load."""
+
     async def count(self, request: Request) -> int:
         self.counted += 1
         return 30
