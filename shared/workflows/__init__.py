@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from shared.workflows.comparing import compare
 from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
+from shared.workflows.forking import changed_input, reusable
 from shared.workflows.patterns import PATTERNS
-from shared.workflows.requests import requested
+from shared.workflows.requests import fork_hash, requested
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition
@@ -25,11 +27,15 @@ __all__ = [
     "Definition",
     "InputField",
     "Step",
+    "changed_input",
+    "compare",
     "decide",
+    "fork_hash",
     "load_definition",
     "load_definitions",
     "parse_definition",
     "render_output",
     "requested",
+    "reusable",
     "spawned",
 ]

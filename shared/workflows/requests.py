@@ -63,6 +63,11 @@ def requested(
     }
 
 
+def fork_hash(workflow: str, at: int | None, params: Mapping[str, Any]) -> str:
+    """What tells whether two requests for a fork ask for the same. Raises InputError for a value that cannot be stored."""
+    return _request_hash(workflow, params, {"at": at}, 0)
+
+
 def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int) -> str:
     try:
         canonical = orjson.dumps([name, input, budget, priority], option=orjson.OPT_SORT_KEYS)

@@ -85,7 +85,7 @@ $$;
 comment on function _fork_steps is
     'The steps of a fork: finished ones as they ended, expanded ones waiting for their children, all others as if they had never begun.';
 
-create function _fork_history(origin text, fork text, at integer, finished text[], expanded text[], moment timestamptz) returns void
+create function _fork_history(origin text, fork text, entry integer, moment timestamptz) returns void
 language plpgsql as $$
 declare
     joined _step_ref[];
@@ -97,7 +97,7 @@ begin
     where w.id = fork;
     perform _write(
         array[row(
-            fork, null, 'workflow.forked', null, jsonb_build_object('from', origin, 'at', at), 0, null, null
+            fork, null, 'workflow.forked', null, jsonb_build_object('from', origin, 'at', entry), 0, null, null
         )::_note]
         || array(
             select row(
@@ -105,7 +105,7 @@ begin
             )::_note
             from history as h
             join steps as s on s.workflow_id = fork and s.id = h.step_id and s.reused
-            where h.workflow_id = origin and h.seq <= at and (
+            where h.workflow_id = origin and h.seq <= entry and (
                 h.type in ('step.completed', 'step.skipped', 'step.expanded') or h.type = 'step.failed' and s.status = 'FAILED'
             )
             order by h.seq
@@ -174,7 +174,7 @@ begin
     created := found;
     if created then
         perform _fork_steps(w.id, fork ->> 'workflow', finished, expanded);
-        perform _fork_history(w.id, fork ->> 'workflow', (fork ->> 'at')::integer, finished, expanded, moment);
+        perform _fork_history(w.id, fork ->> 'workflow', (fork ->> 'at')::integer, moment);
     end if;
 
     select k.* into w from workflows as k
