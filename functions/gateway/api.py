@@ -12,6 +12,7 @@ from starlette.responses import Response
 from functions.gateway.dead_letters import dead_letters
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.events import events
+from functions.gateway.forks import forks
 from functions.gateway.models import Health, Ready
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
@@ -55,6 +56,7 @@ def create_app(live: Runtime) -> FastAPI:
     handle_errors(app)
     app.include_router(workflows)
     app.include_router(events)
+    app.include_router(forks)
     app.include_router(dead_letters)
     _add_platform_routes(app, live)
     _show_problems_as_such(app)

@@ -56,6 +56,25 @@ class CancelRequest(_Part):
     )
 
 
+class ForkRequest(_Part):
+    """From where, and with which changes, a workflow runs once more."""
+
+    at: int | None = Field(
+        default=None, ge=1, lt=2**31, description="The `seq` of a history entry; the last one when left out.", examples=[12]
+    )
+    params: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
+        default_factory=dict,
+        description="Input fields that change. Every step that they had a part in runs again.",
+        examples=[{"brief": "Why do ferries to Mull run late?"}],
+    )
+
+
+class RerunRequest(_Part):
+    """Which step to go on from."""
+
+    step: StepId | None = Field(default=None, description="To be sure: refused when another one failed the workflow.")
+
+
 class Links(_Part):
     """Where to look next."""
 
@@ -110,6 +129,8 @@ class WorkflowHead(_Part):
     created_at: AwareDatetime
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
+    forked_from: WorkflowId | None = Field(description="The workflow whose finished steps it took over.")
+    forked_at: int | None = Field(description="The entry of that one's history up to which it did.")
 
 
 class Step(_Part):
@@ -129,6 +150,7 @@ class Step(_Part):
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )
+    reused: bool = Field(description="Taken over from the workflow that this one is a fork of, where its usage is counted.")
 
 
 class Workflow(WorkflowHead):

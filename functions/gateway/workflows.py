@@ -84,7 +84,7 @@ async def submit(
             raise Conflict("this Idempotency-Key was used for another request; send a new key, or the same body as before")
         fields = {"workflowId": answer["workflow"], "workflow": wanted.workflow, "status": answer["status"]}
         _log.info("workflow requested" if answer["created"] else "workflow requested again", extra=fields)
-    return _accepted(answer["workflow"], answer["status"])
+    return accepted(answer["workflow"], answer["status"])
 
 
 @workflows.get("", response_model=WorkflowPage, responses=documented(INVALID))
@@ -136,10 +136,11 @@ async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Res
         raise NotFound(f"there is no workflow {id}")
     status = (await live.store.get(id))["status"]
     _log.info("workflow cancelled", extra={"workflowId": id, "status": status})
-    return _accepted(id, status)
+    return accepted(id, status)
 
 
-def _accepted(id: str, status: str) -> Response:
+def accepted(id: str, status: str) -> Response:
+    """The answer to a request that a workflow will fulfil."""
     path = f"{PATH}/{id}"
     return _json({"id": id, "status": status, "links": {"self": path, "history": f"{path}/history"}}, 202, {"location": path})
 

@@ -1,4 +1,4 @@
-"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish."""
+"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish; then retention."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -8,6 +8,10 @@ from starlette.types import ASGIApp
 
 from shared.errors import Transient
 from shared.runtime import Runtime, on_http
+from shared.runtime.retention import purge_old
+
+_PURGES = 20
+"""Batches of retention at most, so that a call takes less than a second even where much is left to be deleted."""
 
 
 def _app(live: Runtime) -> ASGIApp:
@@ -16,6 +20,7 @@ def _app(live: Runtime) -> ASGIApp:
     async def tick(_request: Request) -> Response:
         try:
             await dispatcher.apply([{"type": "tick"}])
+            await purge_old(live, max_batches=_PURGES)
         except Transient:
             return Response(status_code=503)
         return Response(status_code=204)

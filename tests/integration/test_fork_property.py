@@ -27,7 +27,7 @@ def runner(module_database: str) -> Iterator[Runner]:
 
 
 def _going_on(works: Sequence[Work]) -> tuple[Work, ...]:
-    """The same work, in workflows that go on after a failure: what a failure cuts off is a matter of time, and not the same twice."""
+    """The same work, in workflows that go on after a failure: what a failure cuts off differs from one time to the next."""
     return tuple(replace(work, on_failure="continue", children=_going_on(work.children)) for work in works)
 
 
@@ -116,7 +116,8 @@ def _was_done(runner: Runner, at: int, step: str) -> bool:
     """Whether the step's own work was over by then, told by its entries one by one."""
     rows = runner.run(
         runner.connection.fetch(
-            "select type from history where workflow_id = 'wf_0' and step_id = $1 and seq <= $2 and type <> 'step.late' order by seq",
+            "select type from history where workflow_id = 'wf_0' and step_id = $1 and seq <= $2 and type <> 'step.late'"
+            " order by seq",
             step,
             at,
         )
