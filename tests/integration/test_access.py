@@ -28,6 +28,11 @@ READS = [
     "select list_documents()",
     "select search_documents('text')",
     "select remove_document('n')",
+    "select fork_plan('wf_1')",
+    "select fork_workflow('{}')",
+    "select rerun_workflow('wf_1')",
+    "select purge(1)",
+    "select purgeable(1)",
 ]
 
 
