@@ -188,7 +188,7 @@ async def test_a_fork_that_is_asked_for_again_is_one_workflow_and_starts_the_sam
     at = await entry(team, "step.completed", "b")
     ids = await asyncio.gather(*(forked(team, at, request_key="key") for _ in range(5)))
     assert len(set(ids)) == 1
-    assert set(sent(team)) == {"c"}
+    assert sent(team) == ["c"] * 5, "whoever started it may have died before it was sent"
     assert len(await team.store.recent()) == 2
     await tell(team, completed("c", output="new", workflow=ids[0]))
     assert await forked(team, at, request_key="key") == ids[0]
@@ -246,7 +246,7 @@ async def test_a_rerun_that_is_asked_for_again_starts_the_same_attempt_again(tea
     await fail(team)
     answers = [await rerun(team.runtime, WORKFLOW, function="gateway") for _ in range(3)]
     assert [answer["created"] for answer in answers] == [True, False, False]
-    assert set(team.dispatched()) == {("b", 2)}
+    assert team.dispatched() == [("b", 2)] * 3, "whoever started it may have died before it was sent"
     assert [one["type"] for one in await team.store.history(WORKFLOW)].count("workflow.resumed") == 1
 
 
