@@ -72,10 +72,10 @@ async def _fork(store: WorkflowStore) -> float:
 
 
 async def _purge(store: WorkflowStore, batches: list[float]) -> None:
-    more = True
-    while more:
+    gone = 1
+    while gone:
         started = perf_counter()
-        more = (await store.purge(timedelta(0), max_rows=BATCH_ROWS))["more"]
+        gone = (await store.purge(timedelta(0), max_rows=BATCH_ROWS))["workflows"]
         batches.append((perf_counter() - started) * 1000)
 
 

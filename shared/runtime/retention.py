@@ -5,6 +5,7 @@ It goes by the way, a batch and a short transaction at a time, after each tick o
 
 import logging
 from datetime import timedelta
+from itertools import count
 from typing import Final
 
 from shared.runtime.wiring import Runtime
@@ -26,15 +27,14 @@ async def purge_old(live: Runtime, *, max_batches: int) -> None:
 async def purge(live: Runtime, older_than: timedelta, *, max_batches: int | None = None) -> dict[str, int]:
     """Delete what ended longer ago than that: `{workflows, dead_letters}`. Errors as `Caller.call`."""
     gone = {"workflows": 0, "dead_letters": 0}
-    batches, more = 0, True
-    while more and (max_batches is None or batches < max_batches):
+    for _ in count() if max_batches is None else range(max_batches):
         batch = await live.store.purge(older_than, max_rows=BATCH_ROWS)
-        batches, more = batches + 1, batch["more"]
-        for kind in gone:
-            gone[kind] += batch[kind]
-    for kind, count in gone.items():
-        if count:
-            metrics.count("retention.purged", count, kind=kind)
+        if not any(batch.values()):
+            break
+        gone = {kind: gone[kind] + number for kind, number in batch.items()}
+    for kind, number in gone.items():
+        if number:
+            metrics.count("retention.purged", number, kind=kind)
     if any(gone.values()):
         _log.info("purged %d workflows and %d dead letters, older than %s", *gone.values(), older_than)
     return gone

@@ -92,10 +92,10 @@ class WorkflowStore:
         arguments = {"workflow": workflow, "step": step, "request_key": request_key, **self._slots(held), **self._moment()}
         return _found(await self._caller.call("rerun_workflow", arguments), workflow)
 
-    async def purge(self, older_than: timedelta, *, max_rows: int = 1000) -> dict[str, Any]:
-        """Delete about `max_rows` rows of what ended longer ago: `{workflows, dead_letters, more}`. One short transaction."""
+    async def purge(self, older_than: timedelta, *, max_rows: int = 1000) -> dict[str, int]:
+        """Delete about `max_rows` rows of what ended longer ago: `{workflows, dead_letters}`. One short transaction."""
         arguments = {"older_than_seconds": older_than.total_seconds(), "max_rows": max_rows, **self._moment()}
-        gone: dict[str, Any] = await self._caller.call("purge", arguments)
+        gone: dict[str, int] = await self._caller.call("purge", arguments)
         return gone
 
     async def purgeable(self, older_than: timedelta) -> dict[str, int]:

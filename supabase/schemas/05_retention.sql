@@ -14,8 +14,7 @@ declare
     before timestamptz := moment - make_interval(secs => older_than_seconds);
     gone text[];
     letters bigint[];
-    freed integer;
-    size integer := 0;
+    size integer;
 begin
     -- One that is locked is being told something; it goes the next time.
     with old as (
@@ -45,17 +44,11 @@ begin
         for update skip locked
     );
     delete from dead_letters as d where d.id = any(letters);
-    freed := coalesce(cardinality(gone), 0);
-    return json_build_object(
-        'workflows', freed, 'dead_letters', cardinality(letters),
-        'more', coalesce(size, 0) + cardinality(letters) >= max_rows or freed > 0 and exists (
-            select from workflows as w where w.finished_at < before and _is_final(w.status)
-        )
-    );
+    return json_build_object('workflows', coalesce(cardinality(gone), 0), 'dead_letters', cardinality(letters));
 end;
 $$;
 comment on function purge is
-    'Delete about max_rows rows of what ended longer ago than that, the oldest first; `more` tells whether there may be more of it.';
+    'Delete about max_rows rows of what ended longer ago than that, the oldest first.';
 
 create function purgeable(older_than_seconds double precision, moment timestamptz default now()) returns json
 language sql stable

@@ -71,6 +71,6 @@ async def test_what_is_old_is_counted_and_deleted(store: WorkflowStore, clock: M
     assert await store.purgeable(timedelta(hours=1)) == {"workflows": 0, "dead_letters": 0}
     await clock.advance(1)
     assert await store.purgeable(timedelta(hours=1)) == {"workflows": 1, "dead_letters": 0}
-    assert await store.purge(timedelta(hours=1)) == {"workflows": 1, "dead_letters": 0, "more": False}
+    assert await store.purge(timedelta(hours=1)) == {"workflows": 1, "dead_letters": 0}
     with pytest.raises(NotFound):
         await store.get("wf_1")
