@@ -21,7 +21,7 @@ _OUTPUT = {"text": KILOBYTE}
 _ROUNDS = 3
 
 
-async def _through(store: WorkflowStore, definition: Definition, latencies: list[float]) -> None:
+async def through(store: WorkflowStore, definition: Definition, latencies: list[float]) -> None:
     """One workflow from its request to its end, every step answered at once."""
     wanted = requested(definition, workflow=workflow_id(SystemClock().now()), input={"text": KILOBYTE}, default_max_retries=3)
     commands: list[Command] = await store.advance([wanted])
@@ -49,14 +49,14 @@ async def _measure() -> dict[str, float]:
         await migrations.migrate(dsn)
         store = WorkflowStore(PostgresCaller(dsn), max_running=100_000)
         ten = chain("chain10", 10)
-        await asyncio.gather(*(_through(store, ten, []) for _ in range(50)))
+        await asyncio.gather(*(through(store, ten, []) for _ in range(50)))
         alone: list[float] = []
         for _ in range(30):
-            await _through(store, ten, alone)
+            await through(store, ten, alone)
         rates = []
         for _ in range(_ROUNDS):
             started = perf_counter()
-            await asyncio.gather(*(_through(store, ten, []) for _ in range(200)))
+            await asyncio.gather(*(through(store, ten, []) for _ in range(200)))
             rates.append(2000 / (perf_counter() - started))
         await store.close()
     return {

@@ -151,6 +151,8 @@ class Settings(BaseSettings):
     orch_enabled: Flag = True
     orch_max_retries: Annotated[int, Field(ge=0), _expect("a whole number, 0 or more")] = 3
     max_concurrent_pipelines: Count = 10
+    retention_days: Annotated[int, Field(ge=0, le=36_500), _expect("a whole number of days up to 36500, 0 to keep everything")] = 30
+    """How long workflows are kept after they ended, and dead letters after they were recorded."""
 
     agent_bus_provider: BusProvider = "memory"
     redis_url: RedisUrl = None

@@ -14,6 +14,7 @@ from functions.gateway.dead_letters import dead_letters
 from functions.gateway.documents import documents
 from functions.gateway.edge import BodyLimit, Edge
 from functions.gateway.events import events
+from functions.gateway.forks import forks
 from functions.gateway.limits import RateLimit
 from functions.gateway.models import Health, Ready
 from functions.gateway.openapi import describe
@@ -64,7 +65,7 @@ def create_app(live: Runtime) -> FastAPI:
     app.state.live = live
     app.state.watches = Watches(live)
     handle_errors(app)
-    for router in (workflows, events, tasks, dead_letters, documents):
+    for router in (workflows, events, forks, tasks, dead_letters, documents):
         app.include_router(router, responses=_GUARDED)
     _add_platform_routes(app, live, callers)
     describe(app, live)

@@ -115,6 +115,31 @@ class CancelRequest(Part):
     )
 
 
+class ForkRequest(Part):
+    """From where, and with which changes, a workflow runs once more."""
+
+    model_config = ConfigDict(strict=True)
+
+    at: Annotated[int, Field(ge=1, lt=2**31), WHOLE] | None = Field(
+        default=None, description="The `seq` of a history entry; the last one when left out.", examples=[12]
+    )
+    params: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
+        default_factory=dict,
+        description="Input fields that change. Every step that they had a part in runs again.",
+        examples=[{"brief": "Why do ferries to Mull run late?"}],
+    )
+
+
+class RerunRequest(Part):
+    """Which step to go on from."""
+
+    model_config = ConfigDict(strict=True)
+
+    step: StepId | None = Field(
+        default=None, description="To be sure: refused when another one failed the workflow.", examples=["draft"]
+    )
+
+
 class Links(Part):
     """Where to look next."""
 
@@ -172,6 +197,8 @@ class WorkflowHead(Part):
     created_at: AwareDatetime = Field(description="When it was asked for.", examples=[EXAMPLE_MOMENT])
     started_at: AwareDatetime | None = Field(description="When its first step could start.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
+    forked_from: WorkflowId | None = Field(description="The workflow whose finished steps it took over.", examples=[None])
+    forked_at: int | None = Field(description="The entry of that one's history up to which it did.", examples=[None])
 
 
 class Step(Part):
@@ -191,6 +218,7 @@ class Step(Part):
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )
+    reused: bool = Field(description="Taken over from the workflow that this one is a fork of, where its usage is counted.")
 
 
 class Workflow(WorkflowHead):

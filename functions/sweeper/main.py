@@ -1,4 +1,4 @@
-"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish."""
+"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish; then retention."""
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -10,7 +10,11 @@ from starlette.types import ASGIApp
 from shared.errors import Transient
 from shared.runtime import Runtime, on_http
 from shared.runtime.queue import note_queued
+from shared.runtime.retention import purge_old
 from shared.runtime.tracing import Traced
+
+_PURGES = 20
+"""Batches of retention at most, so that a call takes less than a second even where much is left to be deleted."""
 
 
 def _app(live: Runtime) -> ASGIApp:
@@ -19,6 +23,7 @@ def _app(live: Runtime) -> ASGIApp:
     async def tick(_request: Request) -> Response:
         try:
             await dispatcher.apply([{"type": "tick"}])
+            await purge_old(live, max_batches=_PURGES)
         except Transient:
             return Response(status_code=503)
         await note_queued(live)

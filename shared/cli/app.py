@@ -9,12 +9,16 @@ from shared.cli import (
     cancel,
     completion,
     dead_letters,
+    diff,
     doctor,
     documents,
+    fork,
     keys,
     list,
     migrate,
     publish,
+    purge,
+    rerun,
     run,
     serve,
     show,
@@ -41,9 +45,13 @@ app.command()(show.show)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command()(worker.worker)
 app.command()(publish.publish)
+app.command()(fork.fork)
+app.command()(rerun.rerun)
+app.command()(diff.diff)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
+app.command()(purge.purge)
 app.command()(doctor.doctor)

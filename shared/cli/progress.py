@@ -100,6 +100,9 @@ class Progress:
 
 def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str | None:
     data = entry["data"] if entry["data"] is not None else {}
+    if data.get("reused") and entry["type"] == "step.completed":
+        _ended(step, at, "done", "", note="taken over")
+        return step.note
     match entry["type"]:
         case "step.dispatched":
             return _dispatched(step)

@@ -48,6 +48,8 @@ def _tell(document: dict[str, Any], *, as_json: bool) -> None:
         write_json(document)
         return
     typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
+    if document["forked_from"] is not None:
+        typer.echo(f"forked from {document['forked_from']} at entry {document['forked_at']}")
     if document["error"] is not None:
         typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
     typer.echo("")
@@ -62,7 +64,7 @@ def _step(step: dict[str, Any]) -> tuple[str, ...]:
 
     usage = step["usage"]
     tokens = usage["input_tokens"] + usage["output_tokens"]
-    what = (step["id"], step["agent"], step["status"], str(step["attempt"]))
+    what = (step["id"], step["agent"], step["status"], "reused" if step["reused"] else str(step["attempt"]))
     return (*what, f"{tokens:,}", dollars(usage["cost_microdollars"]), _time(step["started_at"], step["finished_at"]))
 
 

@@ -20,6 +20,7 @@ from shared.runtime import Runtime
 from shared.runtime.dispatcher import Dispatcher
 from shared.runtime.joining import join, tune_collector
 from shared.runtime.requests import request_event
+from shared.runtime.retention import purge_old
 from shared.telemetry import TraceContext, describe_error
 
 _log = logging.getLogger(__name__)
@@ -154,6 +155,7 @@ async def _sweep(live: Runtime) -> None:
         await live.clock.sleep(_SWEEP_SECONDS)
         try:
             await dispatcher.apply([{"type": "tick"}])
+            await purge_old(live, max_batches=1)
         except Exception as error:
             # The next sweep finds all of it again.
             _log.warning("sweep failed", extra={"error": describe_error(error)})

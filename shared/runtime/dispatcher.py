@@ -33,10 +33,16 @@ class Dispatcher:
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
         """Apply `events`, publish what they lead to, and return the answers that are for the caller.
 
-        Answers are accepted, conflict, ignored, redriven and refused. `cause` is the id of the message that the events came in,
-        `traceparent` its trace.
+        Answers are accepted, conflict, ignored, redriven, rerun and refused. `cause` is the id of the message that the events came
+        in, `traceparent` its trace.
         """
-        answers, messages = await self.decide(events, cause=cause, traceparent=traceparent)
+        return await self.carry_out(await self._store.advance(events), cause=cause, traceparent=traceparent)
+
+    async def carry_out(
+        self, commands: Sequence[Command], *, cause: str | None = None, traceparent: str | None = None
+    ) -> list[Command]:
+        """The same for the commands of one of the state's other doors."""
+        answers, messages = await self._decide(commands, cause, traceparent)
         if messages:
             await self._bus.publish(messages)
         return answers
@@ -44,14 +50,18 @@ class Dispatcher:
     async def decide(
         self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None
     ) -> tuple[list[Command], list[Message]]:
-        """The same, but leave the publishing to the caller. Retries that are due soon are waited for and published here."""
+        """The same as `apply`, but leave the publishing to the caller. Retries due soon are waited for and published here."""
+        return await self._decide(await self._store.advance(events), cause, traceparent)
+
+    async def _decide(
+        self, commands: Sequence[Command], cause: str | None, traceparent: str | None
+    ) -> tuple[list[Command], list[Message]]:
         answers: list[Command] = []
         messages: list[Message] = []
         later: list[tuple[datetime, Message]] = []
-        pending: Sequence[Event] = events
-        while pending:
+        while commands:
             decided: list[Event] = []
-            for command in await self._store.advance(pending):
+            for command in commands:
                 match command["type"]:
                     case "dispatch":
                         self._dispatch(command, decided, messages, later, cause, traceparent)
@@ -65,7 +75,7 @@ class Dispatcher:
                         metrics.count("step.lease_expired", command["attempts"])
                     case _:
                         answers.append(_answered(command))
-            pending = decided
+            commands = await self._store.advance(decided) if decided else []
         if later:
             # What is ready now must not wait for what is not.
             if messages:

@@ -3,7 +3,8 @@
 import asyncio
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 from shared.clock import Clock
 from shared.errors import ConfigurationError, NotFound, Permanent
@@ -12,6 +13,7 @@ from shared.state.documents import Document, normal
 from shared.state.keys import ApiKeys
 from shared.state.letters import DeadLetters
 
+_Answer = TypeVar("_Answer")
 _MAX_BATCH = 100
 """More in one call costs little less per event, and leaves this process idle meanwhile."""
 
@@ -73,10 +75,43 @@ class WorkflowStore:
         """The workflow's state after history entry `seq`. Raises NotFound."""
         return _found(await self._caller.call("workflow_snapshot", {"id": workflow, "seq": seq}), workflow)
 
+    async def fork_plan(self, workflow: str, at: int | None) -> dict[str, Any]:
+        """What decides which steps a fork after entry `at` may reuse; None is the last. Raises NotFound.
+
+        `{id, workflow, version, seq, input, steps: [{id, parent, needs, spec, on_failure, last}]}`; `last` is the type of the
+        step's last entry by then.
+        """
+        return _found(await self._caller.call("fork_plan", {"id": workflow, "seq": at}), workflow)
+
+    async def fork(self, fork: dict[str, Any], *, held: bool) -> list[Command]:
+        """Start a workflow from another: `{from, at, workflow, input, finished, expanded, request_key, request_hash, traceparent}`.
+
+        Returns the commands, of which `accepted` or `conflict` is the answer. `held` leaves it in the queue until somebody ticks.
+        Raises NotFound.
+        """
+        answer = await self._caller.call("fork_workflow", {"fork": fork, **self._slots(held), **self._moment()})
+        return _found(answer, fork["from"])
+
+    async def rerun(self, workflow: str, *, step: str | None, request_key: str | None, held: bool) -> list[Command]:
+        """Let a workflow that failed go on from the step that failed it. The answer is `rerun` or `refused`. Raises NotFound."""
+        arguments = {"workflow": workflow, "step": step, "request_key": request_key, **self._slots(held), **self._moment()}
+        return _found(await self._caller.call("rerun_workflow", arguments), workflow)
+
+    async def purge(self, older_than: timedelta, *, max_rows: int = 1000) -> dict[str, int]:
+        """Delete about `max_rows` rows of what ended longer ago: `{workflows, dead_letters}`. One short transaction."""
+        arguments = {"older_than_seconds": older_than.total_seconds(), "max_rows": max_rows, **self._moment()}
+        gone: dict[str, int] = await self._caller.call("purge", arguments)
+        return gone
+
+    async def purgeable(self, older_than: timedelta) -> dict[str, int]:
+        """How much `purge` would delete by and by: `{workflows, dead_letters}`."""
+        arguments = {"older_than_seconds": older_than.total_seconds(), **self._moment()}
+        counts: dict[str, int] = await self._caller.call("purgeable", arguments)
+        return counts
+
     async def put_document(self, document: Document) -> str:
         """Keep a document in place of what was under its name: `added`, `replaced`, or `unchanged` when it is the same."""
-        moment = {} if self._clock is None else {"moment": self._clock.now()}
-        arguments = {"name": document.name, "sha256": document.sha256, "passages": document.passages, **moment}
+        arguments = {"name": document.name, "sha256": document.sha256, "passages": document.passages, **self._moment()}
         return str(await self._caller.call("put_document", arguments))
 
     async def list_documents(self) -> list[dict[str, Any]]:
@@ -115,6 +150,12 @@ class WorkflowStore:
             await asyncio.wait(self._lanes)
         await self._caller.close()
 
+    def _moment(self) -> dict[str, Any]:
+        return {} if self._clock is None else {"moment": self._clock.now()}
+
+    def _slots(self, held: bool) -> dict[str, Any]:
+        return {"max_running": 0 if held else self._max_running}
+
     async def _drain(self) -> None:
         try:
             while self._waiting:
@@ -124,9 +165,7 @@ class WorkflowStore:
 
     async def _flush(self, batch: list[tuple[Sequence[Event], asyncio.Future[list[Command]]]]) -> None:
         events = [event for submitted, _ in batch for event in submitted]
-        arguments: dict[str, Any] = {"events": events, "max_running": self._max_running}
-        if self._clock is not None:
-            arguments["moment"] = self._clock.now()
+        arguments = {"events": events, "max_running": self._max_running, **self._moment()}
         try:
             _answer(batch, await self._caller.call("advance", arguments))
         except Permanent as error:
@@ -159,8 +198,7 @@ def _fail(batch: list[tuple[Sequence[Event], asyncio.Future[list[Command]]]], er
             answered.set_exception(error)
 
 
-def _found(answer: Any, workflow: str) -> dict[str, Any]:
+def _found(answer: _Answer | None, workflow: str) -> _Answer:
     if answer is None:
         raise NotFound(f"there is no workflow {workflow}")
-    found: dict[str, Any] = answer
-    return found
+    return answer

@@ -57,6 +57,7 @@ DECLARED = (
     Metric("bus.backlog", "gauge", ("subscription",), "Messages of the subscription's topic that are not settled."),
     Metric("bus.oldest_unacked_seconds", "gauge", ("subscription",), "Age of its oldest unsettled message."),
     Metric("dead_letter.redriven", "counter", (), "Dead letters that were sent again."),
+    Metric("retention.purged", "counter", ("kind",), "Workflows and dead letters that were deleted because of their age."),
     Metric("guards.outage", "counter", ("guard",), "Times that a guard lost its store and fell back."),
     Metric("ai.requests", "counter", ("model", "outcome"), "Calls to models."),
     Metric("ai.requests_per_second", "gauge", ("model",), "Calls to a model that this instance made in the last second."),

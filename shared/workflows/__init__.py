@@ -2,10 +2,12 @@
 
 from typing import TYPE_CHECKING
 
+from shared.workflows.comparing import compare
 from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
+from shared.workflows.forking import changed_input, reusable
 from shared.workflows.patterns import PATTERNS
-from shared.workflows.requests import TASK_BUDGET, TASK_STEP, requested, requested_task
+from shared.workflows.requests import TASK_BUDGET, TASK_STEP, fork_hash, requested, requested_task
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition
@@ -27,12 +29,16 @@ __all__ = [
     "Definition",
     "InputField",
     "Step",
+    "changed_input",
+    "compare",
     "decide",
+    "fork_hash",
     "load_definition",
     "load_definitions",
     "parse_definition",
     "render_output",
     "requested",
     "requested_task",
+    "reusable",
     "spawned",
 ]

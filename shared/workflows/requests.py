@@ -110,6 +110,11 @@ def _limits(budget: Budget, own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def fork_hash(workflow: str, at: int | None, params: Mapping[str, Any]) -> str:
+    """What tells whether two requests for a fork ask for the same. Raises InputError for a value that cannot be stored."""
+    return _request_hash(workflow, params, {"at": at}, 0, None)
+
+
 def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int, callback_url: str | None) -> str:
     # Requests that were made before there were callbacks keep their hash.
     asked = [name, input, budget, priority, *([] if callback_url is None else [callback_url])]

@@ -37,7 +37,9 @@ create table workflows (
     finished_at timestamptz,
     deadline_at timestamptz,
     wake_at timestamptz,
-    resumed integer not null default 0
+    resumed integer not null default 0,
+    forked_from text collate "C",
+    forked_at integer
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
 );
@@ -51,12 +53,16 @@ comment on column workflows.admitted_by is 'The workflow whose end gave this one
 comment on column workflows.wake_at is
     'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment. Of one that ended: when to tell its callback again.';
 comment on column workflows.resumed is 'How often it went on after it had failed. Each time it ends anew, and says so in a message of its own.';
+comment on column workflows.forked_from is 'The workflow whose finished steps it took over; perhaps no longer there.';
+comment on column workflows.forked_at is 'The entry of that one''s history up to which it did.';
 
 -- Both stay as small as the number of workflows that run or wait for a slot.
 create index workflows_running on workflows (id) where status = 'RUNNING';
 create index workflows_queued on workflows (priority desc, id) where status = 'QUEUED';
 -- Not by wake_at, which changes with each dispatch: an index that knew it would end heap-only updates.
 create index workflows_called_back on workflows (finished_at) where callback_url is not null;
+-- Written once, when the workflow ends, in an update that leaves an index anyway.
+create index workflows_finished on workflows (finished_at) where finished_at is not null;
 
 create table steps (
     workflow_id text collate "C" not null,
@@ -87,6 +93,7 @@ create table steps (
     output_tokens bigint not null default 0,
     cost_microdollars bigint not null default 0,
     models jsonb,
+    reused boolean not null default false,
     primary key (workflow_id, id)
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
@@ -100,6 +107,7 @@ comment on column steps.late is 'Attempts whose results came too late to count, 
 comment on column steps.due_at is
     'RUNNING: the end of the lease. WAITING without children: when it starts again. CANCELLED: the lease of the attempt that was cut off.';
 comment on column steps.models is 'The usage of all attempts by the model that was asked; null when no attempt told.';
+comment on column steps.reused is 'Taken over from the workflow that this one is a fork of. What it used is counted there.';
 
 create table edges (
     workflow_id text collate "C" not null,
@@ -144,6 +152,8 @@ create table dead_letters (
     redriven_at timestamptz,
     unique (subscription, message_id)
 );
+
+create index dead_letters_recorded on dead_letters (recorded_at);
 
 comment on table dead_letters is 'Messages that used up their delivery attempts, as they arrived.';
 comment on column dead_letters.cause is 'The group that the reason belongs to, to redrive what failed alike.';

@@ -254,7 +254,7 @@ comment on function _roots is 'The steps that a workflow starts with.';
 create function _begun(w workflows) returns text[]
 language plpgsql as $$
 begin
-    if w.resumed = 0 then
+    if w.resumed = 0 and w.forked_from is null then
         return _roots(w.id);
     end if;
     return array(

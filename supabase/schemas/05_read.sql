@@ -12,7 +12,8 @@ return json_build_object(
     'id', w.id, 'workflow', w.name, 'version', w.version, 'status', w.status, 'priority', w.priority, 'seq', w.seq,
     'steps_total', w.steps_total, 'steps_open', w.steps_open, 'error', w.error,
     'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars),
-    'created_at', w.created_at, 'started_at', w.started_at, 'finished_at', w.finished_at
+    'created_at', w.created_at, 'started_at', w.started_at, 'finished_at', w.finished_at,
+    'forked_from', w.forked_from, 'forked_at', w.forked_at
 );
 
 create function get_workflow(id text) returns json
@@ -34,7 +35,7 @@ begin atomic
                 'output', case when s.status = 'SUCCESS' then s.output end, 'error', s.error,
                 'started_at', s.started_at, 'finished_at', s.finished_at,
                 'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars),
-                'models', coalesce(s.models, '{}')
+                'models', coalesce(s.models, '{}'), 'reused', s.reused
             ) order by s.parent nulls first, s.position), '[]')
             from steps as s where s.workflow_id = w.id
         )

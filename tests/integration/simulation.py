@@ -171,7 +171,7 @@ class Team:
                 return False
             pending = []
             for command in commands:
-                decision = _decide(command)
+                decision = decided(command)
                 if decision is None:
                     published.append(command)
                 else:
@@ -179,6 +179,15 @@ class Team:
         for command in published:
             self._publish(command)
         return True
+
+    def take(self, commands: Sequence[Command]) -> None:
+        """Carry out what another of the state's doors said."""
+        for command in commands:
+            decision = decided(command)
+            if decision is None:
+                self._publish(command)
+            else:
+                self.flying.append(decision)
 
     def _publish(self, command: Command) -> None:
         if command["type"] == "finished":
@@ -196,7 +205,7 @@ class Team:
                     self._dead[workflow, name] = redriven(name, attempt=attempt, workflow=workflow)
 
 
-def _decide(command: Command) -> Event | None:
+def decided(command: Command) -> Event | None:
     """What shared.workflows makes of a command that is no message: a decision, or a rendered output."""
     if command["type"] == "render":
         return rendered(command["workflow"], command["upstream"])

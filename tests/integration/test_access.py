@@ -35,6 +35,11 @@ READS = [
     "select use_api_key('i')",
     "select has_api_keys()",
     "select revoke_api_key('n')",
+    "select fork_plan('wf_1')",
+    "select fork_workflow('{}')",
+    "select rerun_workflow('wf_1')",
+    "select purge(1)",
+    "select purgeable(1)",
 ]
 
 

@@ -40,6 +40,8 @@ def test_every_status_that_can_come_is_described_and_errors_are_problems(documen
         "GET /v1/workflows/{id}/history": "200 401 403 404 422 429 500 503",
         "GET /v1/workflows/{id}/snapshots/{seq}": "200 401 403 404 422 429 500 503",
         "POST /v1/workflows/{id}/cancel": "202 400 401 403 404 413 415 422 429 500 503",
+        "POST /v1/workflows/{id}/fork": "202 400 401 403 404 413 415 422 429 500 503",
+        "POST /v1/workflows/{id}/rerun": "202 400 401 403 404 409 413 415 422 429 500 503",
         "GET /v1/workflows/{id}/events": "200 400 401 403 404 422 429 500 503",
         "POST /v1/agents/{name}/tasks": "202 400 401 403 404 413 415 422 429 500 503",
         "GET /v1/dead-letters": "200 401 403 422 429 500 503",

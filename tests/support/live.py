@@ -31,6 +31,7 @@ class Live:
     clock: ManualClock
     bus: RememberingBus
     store: WorkflowStore
+    dsn: str
 
     def opened(self, *, topic: str | None = None) -> list[Payload]:
         """What was published (to `topic`), oldest first."""
@@ -63,7 +64,7 @@ async def live(
         model=model,
     )
     try:
-        yield Live(runtime, clock, remembering, store)
+        yield Live(runtime, clock, remembering, store, database)
     finally:
         await runtime.close()
 

@@ -60,6 +60,7 @@ DEFAULTS = {
     "MAX_PAYLOAD_BYTES": "524288",
     "DEFAULT_TOOL_TIMEOUT_MS": "60000",
     "MAX_CONCURRENT_PIPELINES": "10",
+    "RETENTION_DAYS": "30",
     "GCP_PROJECT_ID": "",
     "GCP_LOCATION": "us-central1",
     "CLOUDFLARE_ZONE_ID": "",
@@ -197,6 +198,8 @@ def test_elsewhere_nothing_is_required(environment: str) -> None:
         ("MAX_PAYLOAD_BYTES", "512KB"),
         ("DEFAULT_TOOL_TIMEOUT_MS", "0"),
         ("MAX_CONCURRENT_PIPELINES", "0"),
+        ("RETENTION_DAYS", "-1"),
+        ("RETENTION_DAYS", "36501"),
         ("GUARDS_INSTANCES", "0"),
     ],
 )

@@ -33,6 +33,7 @@ PROMISED = {
     *("bus.backlog", "bus.oldest_unacked_seconds"),
     "webhook.sent",
     *("envelope.rejected", "delivery.duplicate", "dead_letter.count", "dead_letter.redriven"),
+    "retention.purged",
     "guards.outage",
     *("ai.requests", "ai.requests_per_second", "ai.rate_limit.denied", "ai.rate_limit.wait_ms", "ai.fallback", "ai.breaker.state"),
     *("ai.tokens", "ai.cost_microdollars", "ai.cache.hit"),

@@ -1,0 +1,38 @@
+"""`agent-team rerun`: a workflow that failed goes on from the step that failed it."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from shared.cli.loop import run_async
+from shared.cli.session import session
+
+if TYPE_CHECKING:
+    from shared.config import Settings
+
+
+def rerun(
+    id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")],
+    step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="To be sure: the step that failed it.")] = None,
+    url: Annotated[
+        str | None, typer.Option("--url", metavar="URL", help="Ask the gateway there instead of the database of the settings.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+) -> None:
+    """Let a workflow that failed go on from the step that failed it, with all its retries."""
+    with session(verbose=verbose) as settings:
+        from shared.cli.output import write_json
+
+        resumed = run_async(_rerun(settings, url, id, step))
+        if as_json:
+            write_json(resumed)
+        else:
+            typer.echo(f"{resumed['id']} goes on: {resumed['status']}")
+
+
+async def _rerun(settings: "Settings", url: str | None, id: str, step: str | None) -> dict[str, Any]:
+    from shared.cli.travel import checked_id, open_workflows
+
+    async with open_workflows(settings, url) as workflows:
+        return await workflows.rerun(checked_id(id), step)
