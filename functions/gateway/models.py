@@ -218,7 +218,9 @@ class Step(Part):
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )
-    reused: bool = Field(description="Taken over from the workflow that this one is a fork of, where its usage is counted.")
+    reused: bool = Field(
+        description="Taken over from the workflow that this one is a fork of, where its usage is counted.", examples=[False]
+    )
 
 
 class Workflow(WorkflowHead):
