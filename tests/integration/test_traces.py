@@ -105,7 +105,8 @@ async def test_a_workflow_is_one_trace_from_the_request_to_its_end(
     assert (request.operation, request.name) == ("http.server", "POST /v1/workflows")
     assert {span.trace.parent_id for span in spans} - {CALLER.span_id} < known
     agents = {step["agent"] for step in found["steps"] if not step["agent"].startswith("pattern:")}
-    assert {span.name for span in spans if span is not request} == {"orchestrator", *agents}
+    # Whoever tells of the end may still be about it.
+    assert {span.name for span in spans if span is not request} - {"webhook"} == {"orchestrator", *agents}
 
     lines = [orjson.loads(line) for line in log.getvalue().splitlines()]
     about = [line for line in lines if line.get("workflowId") == workflow]
