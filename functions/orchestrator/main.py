@@ -5,9 +5,9 @@ from typing import Any
 
 from shared.bus import Message
 from shared.errors import EnvelopeRejected, InputError
-from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
+from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled, WorkflowSignalled
 from shared.runtime import Handlers, Runtime, on_messages, worker
-from shared.workflows import spawned
+from shared.workflows import signal_event, spawned
 
 
 def _event(envelope: Envelope) -> dict[str, Any]:
@@ -26,6 +26,8 @@ def _event(envelope: Envelope) -> dict[str, Any]:
             return {"type": "step.deferred", **deferred.model_dump(mode="json")}
         case WorkflowCancelled() as cancelled:
             return {"type": "workflow.cancelled", **cancelled.model_dump(mode="json")}
+        case WorkflowSignalled() as signalled:
+            return signal_event(signalled, signal=envelope.id)
         case _:
             raise EnvelopeRejected("type", f"{envelope.type} is not for workflow-events")
 

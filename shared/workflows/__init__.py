@@ -6,6 +6,7 @@ from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
 from shared.workflows.patterns import PATTERNS
 from shared.workflows.requests import requested
+from shared.workflows.waiting import signal_event
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition
@@ -31,5 +32,6 @@ __all__ = [
     "parse_definition",
     "render_output",
     "requested",
+    "signal_event",
     "spawned",
 ]

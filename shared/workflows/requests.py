@@ -79,9 +79,10 @@ def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], p
 def _step(step: Step, default_max_retries: int) -> dict[str, Any]:
     return {
         "id": step.id,
-        "agent": f"pattern:{step.pattern}" if step.agent is None else step.agent,
+        "agent": step.kind,
         "needs": list(step.needs),
         "spec": step.spec,
+        "signal": step.signal,
         "uses_input": step.uses_input,
         "max_retries": default_max_retries if step.max_retries is None else step.max_retries,
         "timeout_seconds": step.timeout_seconds,

@@ -60,7 +60,8 @@ begin
     where t.workflow_id = w.id and (t.status = 'CANCELLED' or t.id = s.id);
     get diagnostics reopened = row_count;
     update workflows as t
-    set status = 'QUEUED', resumed = t.resumed + 1, error = null, finished_at = null, deadline_at = null, admitted_by = null
+    set status = 'QUEUED', resumed = t.resumed + 1, error = null, finished_at = null, deadline_at = null, admitted_by = null,
+        admitted_at = null
     where t.id = w.id;
     perform _write(
         array[
