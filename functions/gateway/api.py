@@ -15,6 +15,7 @@ from functions.gateway.events import events
 from functions.gateway.models import Health, Ready
 from functions.gateway.pages import console, documentation
 from functions.gateway.problems import FAILED, UNAVAILABLE, documented, handle_errors
+from functions.gateway.signals import signals
 from functions.gateway.watching import Watches
 from functions.gateway.workflows import workflows
 from shared.errors import ConfigurationError
@@ -55,6 +56,7 @@ def create_app(live: Runtime) -> FastAPI:
     handle_errors(app)
     app.include_router(workflows)
     app.include_router(events)
+    app.include_router(signals)
     app.include_router(dead_letters)
     _add_platform_routes(app, live)
     _show_problems_as_such(app)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
-from shared.messages import Budget, Usage, WorkflowRequested
+from shared.messages import Budget, Decision, Usage, WorkflowRequested
 from shared.messages.payloads import Name, StepId, WorkflowId
 from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
 from shared.state import LetterState
@@ -56,6 +56,25 @@ class CancelRequest(_Part):
     )
 
 
+class SignalRequest(_Part):
+    """What a step that waits is told."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}]}
+    )
+
+    decision: Decision | None = Field(default=None, description="For an approval, and for nothing else.")
+    data: Any = Field(default=None, description="What the step's output shall hold; of `amend`, the value that counts instead.")
+    comment: str = Field(default="", max_length=2000, description="Kept in the history.")
+    by: str = Field(default="", max_length=200, description="Who says so. Nobody checks it.", examples=["ann@example.com"])
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> "SignalRequest":
+        if self.decision == "amend" and self.data is None:
+            raise ValueError("amend needs the value that is to count instead, as data")
+        return self
+
+
 class Links(_Part):
     """Where to look next."""
 
@@ -69,6 +88,15 @@ class Accepted(_Part):
     id: WorkflowId = Field(examples=[_EXAMPLE_ID])
     status: WorkflowStatus = Field(description="As of this answer.")
     links: Links
+
+
+class Signalled(Accepted):
+    """A signal, durable by now."""
+
+    name: str = Field(examples=["approve"])
+    outcome: Literal["woken", "kept"] = Field(
+        description="`kept`: no step waits for it yet, and the first that will is going to find it."
+    )
 
 
 class Failure(_Part):
@@ -112,6 +140,16 @@ class WorkflowHead(_Part):
     finished_at: AwareDatetime | None
 
 
+class Waiting(_Part):
+    """What a step waits for."""
+
+    for_: Literal["approval", "signal", "time"] = Field(alias="for")
+    name: str = Field(description="Under which it can be signalled.")
+    prompt: str | None = Field(default=None, description="What is to be decided; of an approval only.")
+    since: AwareDatetime
+    until: AwareDatetime | None = Field(description="When it waits no longer; null for never.")
+
+
 class Step(_Part):
     """One unit of agent work."""
 
@@ -123,6 +161,7 @@ class Step(_Part):
     needs: list[StepId]
     output: Any = None
     error: Failure | None
+    waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.")
     started_at: AwareDatetime | None
     finished_at: AwareDatetime | None
     usage: Usage = Field(description="Of all attempts, those that came too late to count included.")

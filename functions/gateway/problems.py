@@ -47,6 +47,7 @@ class Kind:
 BAD_REQUEST = Kind(400, "Bad Request")
 NOT_FOUND = Kind(404, "Not Found")
 METHOD_NOT_ALLOWED = Kind(405, "Method Not Allowed")
+SETTLED = Kind(409, "This was settled before", "settled")
 TOO_LARGE = Kind(413, "Content Too Large")
 INVALID = Kind(422, "The request is not valid", "invalid-request")
 KEY_REUSED = Kind(422, "The Idempotency-Key belongs to another request", "idempotency-key-reused")

@@ -5,7 +5,7 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 
 import typer
 
-from shared.cli import dead_letters, doctor, documents, migrate, publish, run, serve, show, worker, workflows
+from shared.cli import dead_letters, doctor, documents, migrate, publish, run, serve, show, signal, worker, workflows
 
 app = typer.Typer(
     help="A team of LLM agents: durable workflows, on budget, within quota.",
@@ -20,6 +20,7 @@ app.command()(serve.serve)
 app.command()(worker.worker)
 app.command()(publish.publish)
 app.command()(show.show)
+app.command()(signal.signal)
 app.add_typer(workflows.app, name="workflows")
 app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING
 from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
 from shared.workflows.patterns import PATTERNS
-from shared.workflows.requests import requested
-from shared.workflows.waiting import signal_event
+from shared.workflows.requests import requested, signal_event
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition

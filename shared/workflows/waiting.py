@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from shared.errors import InputError
-from shared.messages import WorkflowSignalled
 from shared.templates import render
 
 LONGEST_WAIT_SECONDS: Final = 366 * 86_400.0
@@ -69,15 +68,6 @@ def ended(spec: Mapping[str, Any], woken: Mapping[str, Any]) -> tuple[str, dict[
     if "data" in woken:
         output["value"] = woken["data"]
     return _completed(output)
-
-
-def signal_event(payload: WorkflowSignalled, *, signal: str, later: bool = False) -> dict[str, Any]:
-    """The `step.signalled` event; `signal` is what makes its repetition recognisable.
-
-    `later` is for callers that cannot publish what comes of it: whoever sends the next tick does.
-    """
-    event = {"type": "step.signalled", "signal": signal, **payload.model_dump(mode="json", exclude_defaults=True)}
-    return {**event, "later": True} if later else event
 
 
 def seconds_objection(seconds: Any) -> str | None:

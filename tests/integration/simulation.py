@@ -165,7 +165,7 @@ class Team:
         self._signals += 1
         decision = {"decision": "reject" if self.pick(4) == 3 else "approve"} if kind == "approval" else {}
         later = {"later": True} if self.pick(4) == 3 else {}
-        about = {"workflow": workflow, "data": self._signals, **decision, **later}
+        about: dict[str, Any] = {"workflow": workflow, "data": self._signals, **decision, **later}
         self.flying.append(signalled(SIGNAL if by_name and kind == "signal" else name, f"signal-{self._signals}", **about))
 
     def _deliver(self) -> None:
