@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from shared.cli.output import counted, one_line
@@ -80,7 +80,9 @@ class Progress:
 
     def _waits(self, step: StepProgress, data: Mapping[str, Any]) -> str:
         step.state = "waiting"
-        until = "" if data["until"] is None else f" until {data['until'][:19]}Z"
+        until = (
+            "" if data["until"] is None else f" until {datetime.fromisoformat(data['until']).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
+        )
         command = f"agent-team signal {self.workflow} {data['name']}"
         match data["for"]:
             case "approval":

@@ -88,7 +88,7 @@ def until_objection(moment: Any) -> str | None:
 
 
 def _moment(text: str) -> datetime:
-    moment = datetime.fromisoformat(text)
+    moment = datetime.fromisoformat(str.upper(text))
     if moment.tzinfo is None:
         raise ValueError
     return moment.astimezone(UTC)

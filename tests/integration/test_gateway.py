@@ -595,6 +595,7 @@ async def test_the_documentation_covers_every_path_with_its_problems() -> None:
         "GET /v1/workflows/{id}": ["200", "404", "500", "503"],
         "GET /v1/workflows/{id}/events": ["200", "400", "404", "422", "500", "503"],
         "GET /v1/workflows/{id}/history": ["200", "404", "422", "500", "503"],
+        "POST /v1/workflows/{id}/signals/{name}": ["202", "400", "404", "409", "413", "422", "500", "503"],
         "POST /v1/workflows/{id}/cancel": ["202", "400", "404", "413", "422", "500", "503"],
         "GET /v1/dead-letters": ["200", "422", "500", "503"],
         "GET /v1/dead-letters/{id}": ["200", "404", "422", "500", "503"],
