@@ -79,19 +79,7 @@ class Progress:
             pending.extend(children.get(step.id, [])[::-1])
 
     def _waits(self, step: StepProgress, data: Mapping[str, Any]) -> str:
-        step.state = "waiting"
-        until = (
-            "" if data["until"] is None else f" until {datetime.fromisoformat(data['until']).astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}"
-        )
-        command = f"agent-team signal {self.workflow} {data['name']}"
-        match data["for"]:
-            case "approval":
-                asked = one_line(data["prompt"], longest=_LONGEST_NOTE)
-                step.note = f"for an approval{until}: {command} --approve (or --reject): {asked}"
-            case "signal":
-                step.note = f"for a signal{until}: {command}"
-            case _:
-                step.note = until.strip()
+        step.state, step.note = "waiting", what_it_waits_for(self.workflow, data)
         return f"waits {step.note}"
 
     def _workflow_changed(self, entry: Mapping[str, Any], at: datetime) -> str | None:
@@ -109,6 +97,21 @@ class Progress:
                 if not step.has_ended:
                     step.state, step.ended = "cancelled", at
         return None
+
+
+def what_it_waits_for(workflow: str, data: Mapping[str, Any]) -> str:
+    """What a step of `workflow` waits for, on one line, with the command that answers it; `data` is as the state shows it."""
+    moment = None if data["until"] is None else datetime.fromisoformat(data["until"]).astimezone(UTC)
+    until = "" if moment is None else f" until {moment:%Y-%m-%dT%H:%M:%SZ}"
+    command = f"agent-team signal {workflow} {data['name']}"
+    match data["for"]:
+        case "approval":
+            asked = one_line(data["prompt"], longest=_LONGEST_NOTE)
+            return f"for an approval{until}: {command} --approve (or --reject): {asked}"
+        case "signal":
+            return f"for a signal{until}: {command}"
+        case _:
+            return until.strip()
 
 
 def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str | None:
