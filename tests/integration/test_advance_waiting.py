@@ -13,6 +13,7 @@ from .door import (
     cancelled,
     completed,
     dead,
+    deferred,
     dispatches,
     failed,
     kinds,
@@ -208,6 +209,25 @@ async def test_a_workflow_keeps_its_slot_while_another_step_of_it_is_at_work(doo
     assert await status(door) == "RUNNING"
     await door.advance(completed("a"))
     assert await status(door) == "WAITING"
+
+
+async def test_a_step_that_goes_on_with_a_later_slot_comes_again_when_what_gave_it_is_repeated(door: Door) -> None:
+    door.max_running = 1
+    await door.advance(requested([step("a"), approval("ask", "a")]))
+    await door.advance(requested([step("x")], "wf_2"))
+    await door.advance(completed("a"))
+    await door.advance(waiting("ask"))
+    door.wait(5)
+    await door.advance(signalled("ask", decision="approve"), completed("x", workflow="wf_2"))
+    assert dispatches(await door.advance(rendered("wf_2"))) == [("ask", 1)]
+    door.wait(5)
+    assert dispatches(await door.repeat(rendered("wf_2"))) == [("ask", 1)]
+
+
+async def test_a_step_that_was_deferred_keeps_the_slot(door: Door) -> None:
+    await door.advance(requested([approval(), step("a")]))
+    await door.advance(waiting("ask"), deferred("a", START + timedelta(minutes=5)))
+    assert (await door.statuses(), await status(door)) == ({"ask": "WAITING", "a": "WAITING"}, "RUNNING")
 
 
 async def test_a_deadline_passes_while_a_workflow_waits_and_while_it_is_queued_again(door: Door) -> None:
