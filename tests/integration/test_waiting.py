@@ -132,7 +132,7 @@ async def orchestrated(team: Live, payload: WorkflowSignalled, *, id: str) -> Ou
     return await load("orchestrator").handlers(team.runtime)[arrived.topic](arrived)
 
 
-async def test_a_signal_on_the_bus_moves_its_workflow_once(team: Live) -> None:
+async def test_a_signal_on_the_bus_moves_its_workflow_once(team: Live, caplog: pytest.LogCaptureFixture) -> None:
     await begun(team, "- {id: paid, wait: {signal: payment}}\n- {id: draft, agent: writer, needs: [paid], input: {}}")
     payload = WorkflowSignalled(workflow=WORKFLOW, name="payment", data={"amount": 5}, by="shop")
     for _ in range(3):
@@ -140,6 +140,7 @@ async def test_a_signal_on_the_bus_moves_its_workflow_once(team: Live) -> None:
     assert (await step_of(team, "paid"))["output"] == {"woken_by": "signal", "data": {"amount": 5}}
     assert team.dispatched() == [("draft", 1)]
     assert await orchestrated(team, payload, id="payment 8") is Outcome.ACK, "too late is no error of the message"
+    assert "signal refused: payment waits no longer" in caplog.text
 
 
 # Over HTTP
