@@ -5,9 +5,9 @@ Answers come from the state as they are; a test holds them to these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from shared.messages import Budget, Usage, WorkflowRequested
+from shared.messages import Budget, Decision, Usage, WorkflowRequested
 from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
 from shared.workflows.definitions import LARGEST_BUDGET
 
@@ -140,6 +140,30 @@ class RerunRequest(Part):
     )
 
 
+class SignalRequest(Part):
+    """What a step that waits is told."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={"examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}]},
+    )
+
+    decision: Decision | None = Field(default=None, description="For an approval, and for nothing else.", examples=["approve"])
+    data: Any = Field(
+        default=None,
+        description="What the step's output shall hold; of `amend`, the value that counts instead.",
+        examples=[None],
+    )
+    comment: str = Field(default="", max_length=2000, description="Kept in the history.", examples=["Good to go."])
+    by: str = Field(default="", max_length=200, description="Who says so. Nobody checks it.", examples=["ann@example.com"])
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> "SignalRequest":
+        if self.decision == "amend" and self.data is None:
+            raise ValueError("amend needs the value that is to count instead, as data")
+        return self
+
+
 class Links(Part):
     """Where to look next."""
 
@@ -154,6 +178,15 @@ class Accepted(Part):
     id: WorkflowId = Field(description="Of the workflow.", examples=[EXAMPLE_ID])
     status: WorkflowStatus = Field(description="As of this answer.", examples=["RUNNING"])
     links: Links = Field(description="Where to look next.")
+
+
+class Signalled(Accepted):
+    """A signal, durable by now."""
+
+    name: str = Field(description="As in the address.", examples=["approve"])
+    outcome: Literal["woken", "kept"] = Field(
+        description="`kept`: no step waits for it yet, and the first that will is going to find it.", examples=["woken"]
+    )
 
 
 class Failure(Part):
@@ -201,6 +234,18 @@ class WorkflowHead(Part):
     forked_at: int | None = Field(description="The entry of that one's history up to which it did.", examples=[None])
 
 
+class Waiting(Part):
+    """What a step waits for."""
+
+    for_: Literal["approval", "signal", "time"] = Field(alias="for", description="What ends it.", examples=["approval"])
+    name: str = Field(description="Under which it can be signalled.", examples=["approve"])
+    prompt: str | None = Field(
+        default=None, description="What is to be decided; of an approval only.", examples=["Send this answer?"]
+    )
+    since: AwareDatetime = Field(description="When it began to wait.", examples=[EXAMPLE_MOMENT])
+    until: AwareDatetime | None = Field(description="When it waits no longer; null for never.", examples=[None])
+
+
 class Step(Part):
     """One unit of agent work."""
 
@@ -212,6 +257,7 @@ class Step(Part):
     needs: list[StepId] = Field(description="The steps that end before it starts.", examples=[["plan"]])
     output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
     error: Failure | None = Field(description="Of its last attempt that failed.", examples=[None])
+    waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.", examples=[None])
     started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
     usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])

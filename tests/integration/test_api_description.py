@@ -42,6 +42,7 @@ def test_every_status_that_can_come_is_described_and_errors_are_problems(documen
         "POST /v1/workflows/{id}/cancel": "202 400 401 403 404 413 415 422 429 500 503",
         "POST /v1/workflows/{id}/fork": "202 400 401 403 404 413 415 422 429 500 503",
         "POST /v1/workflows/{id}/rerun": "202 400 401 403 404 409 413 415 422 429 500 503",
+        "POST /v1/workflows/{id}/signals/{name}": "202 400 401 403 404 409 413 415 422 429 500 503",
         "GET /v1/workflows/{id}/events": "200 400 401 403 404 422 429 500 503",
         "POST /v1/agents/{name}/tasks": "202 400 401 403 404 413 415 422 429 500 503",
         "GET /v1/dead-letters": "200 401 403 422 429 500 503",
@@ -93,7 +94,7 @@ def test_the_workflows_and_agents_that_there_are_are_named(document: dict[str, A
     (report,) = request["anyOf"]
     assert report["properties"]["input"]["required"] == ["brief"]
     name = operations(document)["POST /v1/agents/{name}/tasks"]["parameters"][0]
-    assert name["schema"]["enum"] == ["critic", "judge", "planner", "researcher", "writer"]
+    assert name["schema"]["enum"] == ["critic", "judge", "planner", "researcher", "triager", "writer"]
 
 
 async def test_the_document_is_the_same_every_time() -> None:
