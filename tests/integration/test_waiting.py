@@ -14,7 +14,10 @@ from shared.bus import Delivery, Outcome
 from shared.errors import Conflict
 from shared.messages import StepDispatched, WorkflowSignalled
 from shared.runtime import load
+from shared.runtime.retention import purge_old
 from shared.runtime.signals import send_signal
+from shared.runtime.travel import Fork, fork, rerun
+from shared.state.postgres import connected
 from tests.support.doubles import WORKFLOW, delivery, signed
 from tests.support.live import Live, completed, definition, live, start
 
@@ -211,3 +214,66 @@ async def test_a_signal_that_cannot_be_taken_is_a_problem(
     assert (problem.errors is not None) == (status_code == 422)
     assert detail in problem.detail
     assert await team.store.get(WORKFLOW) == before
+
+
+# Forks, reruns, retention
+
+
+async def decided(team: Live, decision: str, key: str) -> None:
+    said = WorkflowSignalled.model_validate({"workflow": WORKFLOW, "name": "ask", "decision": decision, "by": "ann"})
+    await send_signal(team.runtime, said, source="cli", signal=key)
+
+
+async def forked(team: Live, at: int | None = None, **params: Any) -> dict[str, Any]:
+    answer = await fork(team.runtime, Fork(WORKFLOW, at, params), function="gateway")
+    return await team.store.get(answer["workflow"])
+
+
+async def test_a_fork_reuses_an_approval_that_was_given_and_asks_anew_for_one_that_was_not(team: Live) -> None:
+    await asked(team)
+    waits = (await team.store.get(WORKFLOW))["seq"]
+    await team.clock.advance(3600)
+    await decided(team, "approve", "1")
+    before, after = await forked(team, waits), await forked(team)
+    (draft, ask, final) = before["steps"]
+    assert (before["status"], draft["reused"], ask["status"], final["status"]) == ("WAITING", True, "WAITING", "PENDING")
+    assert ask["waiting"]["since"] == team.clock.now().isoformat(), "the week begins anew"
+    (_, ask, final) = after["steps"]
+    assert (after["status"], ask["reused"], ask["output"]["by"], final["status"]) == ("RUNNING", True, "ann", "RUNNING")
+
+
+async def test_a_signal_that_was_kept_for_the_original_is_not_for_its_fork(team: Live) -> None:
+    await begun(team)
+    await decided(team, "approve", "early")
+    fork_ = await forked(team)
+    await team.runtime.dispatcher("orchestrator").apply([completed("draft", output="Dear Bob", workflow=fork_["id"])])
+    assert (await team.store.get(fork_["id"]))["status"] == "WAITING"
+
+
+async def test_people_are_asked_again_when_a_changed_field_has_a_part_in_what_they_are_asked(team: Live) -> None:
+    steps = '- {id: ask, approval: {prompt: "Pay {{ input.sum }}?"}}\n- {id: other, wait: {signal: go}}'
+    await begun(team, steps, input="{sum: {type: string, default: '5'}, note: {type: string, default: ''}}")
+    await decided(team, "approve", "1")
+    assert {step["id"]: step["reused"] for step in (await forked(team, sum="6"))["steps"]} == {"ask": False, "other": False}
+    assert {step["id"]: step["reused"] for step in (await forked(team, note="x"))["steps"]} == {"ask": True, "other": False}
+
+
+async def test_a_rerun_asks_anew_what_was_rejected(team: Live) -> None:
+    await asked(team)
+    await decided(team, "reject", "1")
+    assert await status(team) == "FAILED"
+    for _ in range(2):
+        assert (await rerun(team.runtime, WORKFLOW, function="gateway"))["type"] == "rerun"
+        assert await status(team) == "WAITING"
+        assert (await step_of(team, "ask"))["waiting"]["for"] == "approval"
+    await decided(team, "approve", "2")
+    assert (await status(team), (await step_of(team, "ask"))["output"]["decision"]) == ("RUNNING", "approve")
+
+
+async def test_what_was_told_to_a_workflow_is_purged_with_it(team: Live) -> None:
+    await asked(team)
+    await decided(team, "reject", "1")
+    await team.clock.advance(30 * 86_400 + 1)
+    await purge_old(team.runtime, max_batches=1)
+    async with connected(team.dsn) as connection:
+        assert await connection.fetchval("select count(*) from signals") == 0
