@@ -79,6 +79,7 @@ class SubmitRequest(WorkflowRequested):
         description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
         "An http or https address on the public internet.",
         examples=["https://example.org/hooks/agent-team"],
+        json_schema_extra={"format": "public-url"},
     )
 
 
@@ -101,6 +102,7 @@ class TaskRequest(Part):
         description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
         "An http or https address on the public internet.",
         examples=["https://example.org/hooks/agent-team"],
+        json_schema_extra={"format": "public-url"},
     )
 
 

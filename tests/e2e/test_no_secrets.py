@@ -3,6 +3,7 @@
 Payload is what stands in fields. Their names may be told: whoever mistypes one has to find it.
 """
 
+import base64
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,7 +39,22 @@ DOCUMENT = "Vindoya"
 FORGED = "Grimsund"
 SCHEDULED = "Ulvoysund"
 DEAD = "Hestmona"
-PLANTED = (KEY, HMAC, DATABASE, BEARER, INPUT, DOCUMENT, FORGED, SCHEDULED, DEAD)
+WEBHOOK = "planted-secret-of-webhooks"
+CALLBACK = "planted-token-of-a-callback"
+PLANTED = (
+    KEY,
+    HMAC,
+    DATABASE,
+    BEARER,
+    WEBHOOK,
+    base64.b64encode(WEBHOOK.encode()).decode(),
+    CALLBACK,
+    INPUT,
+    DOCUMENT,
+    FORGED,
+    SCHEDULED,
+    DEAD,
+)
 BRIEF = f"The ferry to {INPUT} was late on Monday. The crew of {INPUT} had 3 people instead of 5. Who decides when it sails?"
 
 
@@ -106,6 +122,7 @@ async def test_nothing_that_is_secret_or_private_is_told_anywhere(database: str,
     variables = {
         "DATABASE_URL": dsn,
         "COMM_HMAC_DEFAULT_SECRET": HMAC,
+        "WEBHOOK_SECRET": f"whsec_{base64.b64encode(WEBHOOK.encode()).decode()}",
         "GEMINI_API_KEY": KEY,
         "SENTRY_DSN": sentry.dsn,
         "SENTRY_TRACES_SAMPLE_RATE": "1.0",
@@ -127,7 +144,11 @@ async def test_nothing_that_is_secret_or_private_is_told_anywhere(database: str,
             [report] = await served.ended([succeeding], within_seconds=120)
             async with httpx.AsyncClient(base_url=gemini) as simulator:
                 await simulator.post("/_simulator/faults", json={"kind": Kind.BLOCKED_ANSWER, "probability": 1.0})
-            [failed] = await served.ended([await served.submit(BRIEF, key="two")], within_seconds=120)
+            # Nobody listens there.
+            wanted = {"workflow": "report", "input": {"brief": BRIEF}, "callback_url": f"http://127.0.0.1:9/hook?token={CALLBACK}"}
+            accepted = (await served.client.post("/v1/workflows", json=wanted)).json()
+            [failed] = await served.ended([accepted["id"]], within_seconds=120)
+            await until(lambda: "webhook failed" in logs_of(home), within_seconds=30)
             await until(lambda: '"dead letter"' in logs_of(home), within_seconds=30)
             await until(lambda: logs_of(home).count('"rejected"') >= 5, within_seconds=30)
             told = {
