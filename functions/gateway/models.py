@@ -147,7 +147,10 @@ class SignalRequest(Part):
 
     model_config = ConfigDict(
         strict=True,
-        json_schema_extra={"examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}]},
+        json_schema_extra={
+            "examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}],
+            "not": {"required": ["decision"], "properties": {"decision": {"const": "amend"}, "data": {"type": "null"}}},
+        },
     )
 
     decision: Decision | None = Field(default=None, description="For an approval, and for nothing else.", examples=["approve"])
