@@ -5,9 +5,9 @@ Answers come from the state as they are; a test holds them to these models.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.messages import Budget, Decision, Usage, WorkflowRequested
+from shared.messages import Budget, Usage, WorkflowRequested
 from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
 from shared.workflows.definitions import LARGEST_BUDGET
 
@@ -142,33 +142,6 @@ class RerunRequest(Part):
     )
 
 
-class SignalRequest(Part):
-    """What a step that waits is told."""
-
-    model_config = ConfigDict(
-        strict=True,
-        json_schema_extra={
-            "examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}],
-            "not": {"required": ["decision"], "properties": {"decision": {"const": "amend"}, "data": {"type": "null"}}},
-        },
-    )
-
-    decision: Decision | None = Field(default=None, description="For an approval, and for nothing else.", examples=["approve"])
-    data: Any = Field(
-        default=None,
-        description="What the step's output shall hold; of `amend`, the value that counts instead.",
-        examples=[None],
-    )
-    comment: str = Field(default="", max_length=2000, description="Kept in the history.", examples=["Good to go."])
-    by: str = Field(default="", max_length=200, description="Who says so. Nobody checks it.", examples=["ann@example.com"])
-
-    @model_validator(mode="after")
-    def _has_its_value(self) -> "SignalRequest":
-        if self.decision == "amend" and self.data is None:
-            raise ValueError("amend needs the value that is to count instead, as data")
-        return self
-
-
 class Links(Part):
     """Where to look next."""
 
@@ -183,15 +156,6 @@ class Accepted(Part):
     id: WorkflowId = Field(description="Of the workflow.", examples=[EXAMPLE_ID])
     status: WorkflowStatus = Field(description="As of this answer.", examples=["RUNNING"])
     links: Links = Field(description="Where to look next.")
-
-
-class Signalled(Accepted):
-    """A signal, durable by now."""
-
-    name: str = Field(description="As in the address.", examples=["approve"])
-    outcome: Literal["woken", "kept"] = Field(
-        description="`kept`: no step waits for it yet, and the first that will is going to find it.", examples=["woken"]
-    )
 
 
 class Failure(Part):

@@ -1,25 +1,62 @@
 """`/v1/workflows/{id}/signals/{name}`: approve, answer, wake."""
 
 import logging
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path
+from pydantic import ConfigDict, Field, model_validator
 from starlette.responses import Response
 from ulid import ULID
 
 from functions.gateway.auth import allowed
-from functions.gateway.models import Signalled, SignalRequest
+from functions.gateway.models import Accepted, Part
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, documented, problem
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import PATH, Id, Live, accepted
 from shared.errors import Conflict
-from shared.messages import WorkflowSignalled
+from shared.messages import Decision, WorkflowSignalled
 from shared.messages.payloads import SignalName
 from shared.runtime.signals import send_signal
 
 _log = logging.getLogger(__name__)
 
 signals = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute, dependencies=[Depends(allowed("submit"))])
+
+
+class SignalRequest(Part):
+    """What a step that waits is told."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "examples": [{"decision": "approve", "comment": "Good to go.", "by": "ann@example.com"}],
+            "not": {"required": ["decision"], "properties": {"decision": {"const": "amend"}, "data": {"type": "null"}}},
+        },
+    )
+
+    decision: Decision | None = Field(default=None, description="For an approval, and for nothing else.", examples=["approve"])
+    data: Any = Field(
+        default=None,
+        description="What the step's output shall hold; of `amend`, the value that counts instead.",
+        examples=[None],
+    )
+    comment: str = Field(default="", max_length=2000, description="Kept in the history.", examples=["Good to go."])
+    by: str = Field(default="", max_length=200, description="Who says so. Nobody checks it.", examples=["ann@example.com"])
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> "SignalRequest":
+        if self.decision == "amend" and self.data is None:
+            raise ValueError("amend needs the value that is to count instead, as data")
+        return self
+
+
+class Signalled(Accepted):
+    """A signal, durable by now."""
+
+    name: str = Field(description="As in the address.", examples=["approve"])
+    outcome: Literal["woken", "kept"] = Field(
+        description="`kept`: no step waits for it yet, and the first that will is going to find it.", examples=["woken"]
+    )
 
 
 @signals.post(

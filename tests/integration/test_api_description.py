@@ -7,7 +7,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from functions.gateway import dead_letter_models, documents, models
+from functions.gateway import dead_letter_models, documents, models, signals
 from functions.gateway.api import create_app
 from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
@@ -15,7 +15,7 @@ from shared.runtime import Runtime
 from tests.integration.test_gateway import client_of, settings
 
 ROOT = Path(__file__).parents[2]
-PLACES = (models, dead_letter_models, documents)
+PLACES = (models, dead_letter_models, documents, signals)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from functions.gateway.api import create_app
-from functions.gateway.models import HistoryPage, Problem, Signalled, Workflow
+from functions.gateway.models import HistoryPage, Problem, Workflow
+from functions.gateway.signals import Signalled
 from shared.bus import Delivery, Outcome
 from shared.errors import Conflict
 from shared.messages import StepDispatched, WorkflowSignalled
