@@ -34,7 +34,7 @@ from tests.support.servers import free_port, redis_server
 from tests.support.simulated import simulator_thread
 
 PASSWORD = "a-very-secret-word"
-KEY = "AIza-a-key"
+KEY = "AIza-a-key-as-long-as-those-of-google-are"
 Scene = Callable[[], AbstractContextManager[str]]
 """What makes a server that is not as it must be, and gives its URL."""
 
