@@ -6,7 +6,7 @@
     │   ├── InputError               a person typed or sent something that cannot be used
     │   ├── DefinitionError          a workflow definition is wrong; names file and line
     │   ├── NotFound                 no such workflow, step, function, …
-    │   ├── Conflict                 the same key was used for something else
+    │   ├── Conflict                 the same key was used for something else, or what is asked for was settled before
     │   ├── EnvelopeRejected         a message that may not be trusted or understood; carries a `reason` for the counter
     │   ├── TokenRefused             an identity token that proves nothing; the message goes on from "the token"
     │   ├── BudgetExceeded           the workflow's steps, tokens, money or time are used up
@@ -64,7 +64,7 @@ class NotFound(Permanent):
 
 
 class Conflict(Permanent):
-    """The same key was used before for something else."""
+    """The same key was used before for something else, or what is asked for was settled before."""
 
 
 class EnvelopeRejected(Permanent):

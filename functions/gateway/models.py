@@ -203,6 +203,18 @@ class WorkflowHead(Part):
     forked_at: int | None = Field(description="The entry of that one's history up to which it did.", examples=[None])
 
 
+class Waiting(Part):
+    """What a step waits for."""
+
+    for_: Literal["approval", "signal", "time"] = Field(alias="for", description="What ends it.", examples=["approval"])
+    name: str = Field(description="Under which it can be signalled.", examples=["approve"])
+    prompt: str | None = Field(
+        default=None, description="What is to be decided; of an approval only.", examples=["Send this answer?"]
+    )
+    since: AwareDatetime = Field(description="When it began to wait.", examples=[EXAMPLE_MOMENT])
+    until: AwareDatetime | None = Field(description="When it waits no longer; null for never.", examples=[None])
+
+
 class Step(Part):
     """One unit of agent work."""
 
@@ -214,6 +226,7 @@ class Step(Part):
     needs: list[StepId] = Field(description="The steps that end before it starts.", examples=[["plan"]])
     output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
     error: Failure | None = Field(description="Of its last attempt that failed.", examples=[None])
+    waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.", examples=[None])
     started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
     usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])

@@ -185,11 +185,11 @@ async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Res
     return accepted(id, status)
 
 
-def accepted(id: str, status: str) -> Response:
-    """The answer that tells where to look next."""
+def accepted(id: str, status: str, **more: Any) -> Response:
+    """The answer that tells where to look next, and `more`."""
     path = f"{PATH}/{id}"
     links = {"self": path, "history": f"{path}/history", "events": f"{path}/events"}
-    return json_answer({"id": id, "status": status, "links": links}, 202, {"location": path})
+    return json_answer({"id": id, "status": status, "links": links, **more}, 202, {"location": path})
 
 
 def json_answer(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -1,13 +1,16 @@
 """workflow-events → advance → publish."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 from shared.bus import Message
 from shared.errors import EnvelopeRejected, InputError
-from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled
+from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled, WorkflowSignalled
 from shared.runtime import Handlers, Runtime, on_messages, worker
-from shared.workflows import spawned
+from shared.workflows import signal_event, spawned
+
+_log = logging.getLogger(__name__)
 
 
 def _event(envelope: Envelope) -> dict[str, Any]:
@@ -26,6 +29,8 @@ def _event(envelope: Envelope) -> dict[str, Any]:
             return {"type": "step.deferred", **deferred.model_dump(mode="json")}
         case WorkflowCancelled() as cancelled:
             return {"type": "workflow.cancelled", **cancelled.model_dump(mode="json")}
+        case WorkflowSignalled() as signalled:
+            return signal_event(signalled, signal=envelope.id)
         case _:
             raise EnvelopeRejected("type", f"{envelope.type} is not for workflow-events")
 
@@ -34,7 +39,12 @@ def _handlers(live: Runtime) -> Handlers:
     dispatcher = live.dispatcher("orchestrator")
 
     async def work(envelope: Envelope) -> Sequence[Message]:
-        _, messages = await dispatcher.decide([_event(envelope)], cause=envelope.id, traceparent=envelope.traceparent)
+        answers, messages = await dispatcher.decide([_event(envelope)], cause=envelope.id, traceparent=envelope.traceparent)
+        for answer in answers:
+            if answer["type"] == "refused":  # whoever sent the signal hears nothing on a bus
+                _log.warning(
+                    "signal refused: %s", answer["reason"], extra={"workflowId": answer["workflow"], "messageId": envelope.id}
+                )
         return messages
 
     return {"workflow-events": worker(live, "orchestrator", work)}

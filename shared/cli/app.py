@@ -22,6 +22,7 @@ from shared.cli import (
     run,
     serve,
     show,
+    signal,
     submit,
     watch,
     worker,
@@ -45,6 +46,7 @@ app.command()(show.show)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command()(worker.worker)
 app.command()(publish.publish)
+app.command()(signal.signal)
 app.command()(fork.fork)
 app.command()(rerun.rerun)
 app.command()(diff.diff)

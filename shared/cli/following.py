@@ -101,7 +101,7 @@ class _Outage:
 async def follow(gateway: Gateway, id: str, *, again: str, known: bool = False, console: Console | None = None) -> dict[str, Any]:
     """Show a workflow's progress, on standard error or on `console`, until it has ended, and return it. Errors as `events`."""
     async with (
-        open_screen(gateway.clock, live=True, console=console) as screen,
+        open_screen(gateway.clock, live=True, workflow=id, console=console) as screen,
         aclosing(events(gateway, id, again=again, tell=screen.notice, known=known)) as happening,
     ):
         async for event in happening:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from shared.cli.output import counted, one_line
@@ -45,6 +45,8 @@ class StepProgress:
 class Progress:
     """All steps that have begun, in the order in which they did."""
 
+    workflow: str = "ID"
+    """Its id, for the commands that are shown."""
     steps: dict[str, StepProgress] = field(default_factory=dict)
     requested: datetime | None = None
     started: datetime | None = None
@@ -56,13 +58,13 @@ class Progress:
         if self.requested is None:
             self.requested = at
         if entry["step"] is None:
-            return self._workflow_changed(entry["type"], at)
+            return self._workflow_changed(entry, at)
         step = self.steps.get(entry["step"])
         if step is None:
             step = self.steps[entry["step"]] = StepProgress(entry["step"], at)
             if entry["type"] == "step.dispatched":
                 return f"{step.id}: started"
-        said = _changed(step, entry, at)
+        said = self._waits(step, entry["data"]) if entry["type"] == "step.waiting" else _changed(step, entry, at)
         return None if said is None else f"{step.id}: {said}"
 
     def write(self, news: Mapping[str, Any]) -> None:
@@ -86,9 +88,18 @@ class Progress:
             yield step
             pending.extend(children.get(step.id, [])[::-1])
 
-    def _workflow_changed(self, kind: str, at: datetime) -> str | None:
+    def _waits(self, step: StepProgress, data: Mapping[str, Any]) -> str:
+        step.state, step.note = "waiting", what_it_waits_for(self.workflow, data)
+        return f"waits {step.note}"
+
+    def _workflow_changed(self, entry: Mapping[str, Any], at: datetime) -> str | None:
+        kind = entry["type"]
+        if kind == "workflow.signalled":
+            return _told(entry["data"])
         if kind == "workflow.started":
-            self.started = at
+            is_first, self.started = self.started is None, at
+            if not is_first:
+                return None
             waited = self.elapsed_seconds(at)
             return f"waited {waited:.1f} s for a free slot" if waited >= 1 else None
         if kind in ("workflow.failed", "workflow.cancelled"):
@@ -98,16 +109,28 @@ class Progress:
         return None
 
 
+def what_it_waits_for(workflow: str, data: Mapping[str, Any]) -> str:
+    """What a step of `workflow` waits for, on one line, with the command that answers it; `data` is as the state shows it."""
+    moment = None if data["until"] is None else datetime.fromisoformat(data["until"]).astimezone(UTC)
+    until = "" if moment is None else f" until {moment:%Y-%m-%dT%H:%M:%SZ}"
+    command = f"agent-team signal {workflow} {data['name']}"
+    match data["for"]:
+        case "approval":
+            asked = one_line(data["prompt"], longest=_LONGEST_NOTE)
+            return f"for an approval{until}: {command} --approve (or --reject): {asked}"
+        case "signal":
+            return f"for a signal{until}: {command}"
+        case _:
+            return until.strip()
+
+
 def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str | None:
     data = entry["data"] if entry["data"] is not None else {}
-    if data.get("reused") and entry["type"] == "step.completed":
-        _ended(step, at, "done", "", note="taken over")
-        return step.note
     match entry["type"]:
         case "step.dispatched":
             return _dispatched(step)
         case "step.completed":
-            return _ended(step, at, "done", "done in")
+            return _completed(step, data, at)
         case "step.failed":
             return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
         case "step.skipped":
@@ -121,10 +144,26 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
         case "step.deferred":
             step.state, step.note = "waiting", f"for {_pause(data, at):.1f} s, a quota is used up"
             return f"waits {step.note}"
+        case "step.woken":
+            step.note = ""
+            return "waits no longer" if data["by"] == "time" else None
         case "step.late":
             return f"what attempt {entry['attempt']} told came too late: only what it used counts"
         case _:
             return None
+
+
+def _told(data: Mapping[str, Any]) -> str:
+    by = f" by {data['by']}" if "by" in data else ""
+    comment = f": {data['comment']}" if "comment" in data else ""
+    return one_line(f"{data['name']}: {data.get('decision', 'signal')}{by}{comment}", longest=_LONGEST_NOTE)
+
+
+def _completed(step: StepProgress, data: Mapping[str, Any], at: datetime) -> str:
+    if not data.get("reused"):
+        return _ended(step, at, "done", "done in")
+    _ended(step, at, "done", "", note="taken over")
+    return step.note
 
 
 def _dispatched(step: StepProgress) -> str | None:

@@ -58,7 +58,7 @@ class LocalRun:
             return code
 
     async def _follow(self, platform: Platform, workflow: str) -> int:
-        async with open_screen(self._live.clock, live=not self._verbose) as screen:
+        async with open_screen(self._live.clock, live=not self._verbose, workflow=workflow) as screen:
             async for entry in platform.follow(workflow):
                 screen.show(entry)
         document = await self._live.store.get(workflow)

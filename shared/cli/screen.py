@@ -47,16 +47,16 @@ class Screen(Protocol):
 
 
 @asynccontextmanager
-async def open_screen(clock: Clock, *, live: bool, console: Console | None = None) -> AsyncIterator[Screen]:
+async def open_screen(clock: Clock, *, live: bool, workflow: str, console: Console | None = None) -> AsyncIterator[Screen]:
     """A screen for one workflow, on standard error unless told otherwise.
 
     `live` asks for the tree, which needs a terminal that can move its cursor.
     """
     console = messages() if console is None else console
     if not (live and console.is_interactive):
-        yield _Lines(console)
+        yield _Lines(console, workflow)
         return
-    tree = _Tree(console, clock)
+    tree = _Tree(console, clock, workflow)
     with Live(console=console, auto_refresh=False, get_renderable=tree.render) as view:
         refreshing = asyncio.create_task(_refresh(view, clock))
         try:
@@ -74,9 +74,9 @@ async def _refresh(view: Live, clock: Clock) -> None:
 
 
 class _Lines:
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, workflow: str) -> None:
         self._console = console
-        self._progress = Progress()
+        self._progress = Progress(workflow)
 
     def show(self, entry: Mapping[str, Any]) -> None:
         line = self._progress.apply(entry)
@@ -93,10 +93,10 @@ class _Lines:
 
 
 class _Tree:
-    def __init__(self, console: Console, clock: Clock) -> None:
+    def __init__(self, console: Console, clock: Clock, workflow: str) -> None:
         self._console = console
         self._clock = clock
-        self._progress = Progress()
+        self._progress = Progress(workflow)
         self.has_ended = False
 
     def show(self, entry: Mapping[str, Any]) -> None:

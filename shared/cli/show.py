@@ -43,6 +43,7 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:
     from shared.cli.output import one_line, printable, write_json, write_table
+    from shared.cli.progress import what_it_waits_for
 
     if as_json:
         write_json(document)
@@ -54,6 +55,10 @@ def _tell(document: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
     typer.echo("")
     write_table(_STEP_HEADS, [_step(step) for step in document["steps"]], numbers=_STEP_HEADS[3:])
+    for step in document["steps"]:
+        if step["waiting"] is not None:
+            typer.echo("")
+            typer.echo(printable(f"{step['id']} waits {what_it_waits_for(document['id'], step['waiting'])}"))
     typer.echo("")
     usages = [*sorted(document["models"].items()), ("total", document["usage"])]
     write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])

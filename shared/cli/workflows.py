@@ -120,9 +120,19 @@ def _tree(definition: "Definition") -> "Tree":
 
 
 def _line(step: "Step", others: list[str]) -> str:
-    what = f"agent {step.agent}" if step.agent is not None else f"pattern {step.pattern}"
+    what = _what(step)
     notes = [f"for each of {step.for_each}"] if step.for_each is not None else []
     notes += [f"when {step.when}"] if step.when is not None else []
     notes += [f"also needs {', '.join(others)}"] if others else []
     notes += ["goes on if it fails"] if step.on_failure == "continue" else []
     return f"{step.id}: {what}{''.join(f'; {note}' for note in notes)}"
+
+
+def _what(step: "Step") -> str:
+    if step.approval is not None:
+        return "waits for an approval"
+    if step.wait is None:
+        return f"agent {step.agent}" if step.agent is not None else f"pattern {step.pattern}"
+    if step.wait.signal is not None:
+        return f"waits for signal {step.wait.signal}"
+    return f"waits for {step.wait.seconds} s" if step.wait.seconds is not None else f"waits until {step.wait.until}"

@@ -98,7 +98,8 @@ async def _running(live: Runtime) -> AsyncIterator[Platform]:
         await prepare_database(live)
         await join(live, live.functions)
         left_over = [one for status in ("RUNNING", "QUEUED") for one in await live.store.recent(status=status, limit=1000)]
-        await _restore_budgets(live, left_over)
+        # Those that wait go on by themselves one day: nobody waits for their end here, and their budgets are as spent.
+        await _restore_budgets(live, [*left_over, *await live.store.recent(status="WAITING", limit=1000)])
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
         tune_collector()
         sweeping = asyncio.create_task(_sweep(live))

@@ -5,6 +5,7 @@ from shared.messages.payloads import (
     TYPE_OF,
     TYPES,
     Budget,
+    Decision,
     ErrorInfo,
     Payload,
     Remaining,
@@ -18,6 +19,7 @@ from shared.messages.payloads import (
     WorkflowCancelled,
     WorkflowFinished,
     WorkflowRequested,
+    WorkflowSignalled,
 )
 from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
 
@@ -28,6 +30,7 @@ __all__ = [
     "TYPES",
     "TYPE_OF",
     "Budget",
+    "Decision",
     "Envelope",
     "ErrorInfo",
     "KeyRing",
@@ -45,6 +48,7 @@ __all__ = [
     "WorkflowCancelled",
     "WorkflowFinished",
     "WorkflowRequested",
+    "WorkflowSignalled",
     "decode",
     "open_envelope",
     "renewed",

@@ -5,7 +5,7 @@ Unknown fields are refused on the way in, so that a misspelt field is an error a
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 WorkflowId = Annotated[str, StringConstraints(pattern=r"^wf_[0-9A-HJKMNP-TV-Z]{26}$")]
 """`wf_<ulid>`."""
@@ -13,6 +13,8 @@ StepId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_
 """A step's name in its workflow; `research/0` is the first child of `research`."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 """The name of an agent, a function or a workflow definition."""
+SignalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=60)]
+"""The name of a signal, or the id of a step that waits."""
 Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Counted from 1. Bounded, like all that PostgreSQL casts, because one value out of range would fail a whole batch."""
 Amount = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -175,6 +177,30 @@ class WorkflowCancelled(Payload):
     reason: str = Field(default="", max_length=500)
 
 
+Decision = Literal["approve", "reject", "amend"]
+"""What a person makes of an approval; who amends gives the value that is to count instead."""
+
+
+class WorkflowSignalled(Payload):
+    """`agentteam.workflow.signalled.v1`: somebody decides on an approval, or sends a signal that a step waits for.
+
+    `name` is the step's id or the signal's name. `by` is whoever the sender says it is.
+    """
+
+    workflow: WorkflowId
+    name: SignalName
+    decision: Decision | None = None
+    data: Any = None
+    comment: str = Field(default="", max_length=2000)
+    by: str = Field(default="", max_length=200)
+
+    @model_validator(mode="after")
+    def _has_its_value(self) -> "WorkflowSignalled":
+        if self.decision == "amend" and self.data is None:
+            raise ValueError("amend needs the value that is to count instead, as data")
+        return self
+
+
 class WorkflowFinished(Payload):
     """`agentteam.workflow.finished.v1`: a workflow ended.
 
@@ -194,6 +220,7 @@ class WorkflowFinished(Payload):
 TYPES: dict[str, type[Payload]] = {
     "agentteam.workflow.requested.v1": WorkflowRequested,
     "agentteam.workflow.cancelled.v1": WorkflowCancelled,
+    "agentteam.workflow.signalled.v1": WorkflowSignalled,
     "agentteam.workflow.finished.v1": WorkflowFinished,
     "agentteam.step.dispatched.v1": StepDispatched,
     "agentteam.step.completed.v1": StepCompleted,

@@ -7,7 +7,7 @@ from shared.workflows.decisions import decide, render_output, spawned
 from shared.workflows.definitions import Definition, InputField, Step
 from shared.workflows.forking import changed_input, reusable
 from shared.workflows.patterns import PATTERNS
-from shared.workflows.requests import TASK_BUDGET, TASK_STEP, fork_hash, requested, requested_task
+from shared.workflows.requests import TASK_BUDGET, TASK_STEP, fork_hash, requested, requested_task, signal_event
 
 if TYPE_CHECKING:
     from shared.workflows.loader import load_definition, load_definitions, parse_definition
@@ -40,5 +40,6 @@ __all__ = [
     "requested",
     "requested_task",
     "reusable",
+    "signal_event",
     "spawned",
 ]

@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import InputError
 from shared.messages import Budget
 from shared.templates import Path, paths
-from shared.workflows.definitions import Definition, InputField, Step, budget_problems
+from shared.workflows.definitions import Approval, Definition, InputField, Step, Wait, budget_problems
 from shared.workflows.patterns import PATTERNS
 from shared.workflows.source import Source
 from shared.workflows.suggestions import quoted, suggestion
+from shared.workflows.waiting import seconds_objection, until_objection
 
 _Part = TypeVar("_Part", bound=BaseModel)
 
@@ -97,7 +98,8 @@ def _reason(path: Path, kind: str, message: str, context: Mapping[str, Any]) -> 
 
 def _known_keys(path: Path) -> list[str]:
     models: dict[str | int, type[BaseModel]] = {"steps": Step, "input": InputField, "budget": Budget}
-    model = models[path[0]] if len(path) > 1 else Definition
+    within: dict[str | int, type[BaseModel]] = {"approval": Approval, "wait": Wait}
+    model = within.get(path[-2], models[path[0]]) if len(path) > 1 else Definition
     return [field.alias or name for name, field in model.model_fields.items()]
 
 
@@ -118,18 +120,24 @@ def _step_ids(source: Source) -> Collection[str]:
 
 def _check_step(source: Source, index: int, step: Step, names: _Names) -> None:
     at: Path = ("steps", index)
-    if (step.agent is None) == (step.pattern is None):
-        source.problem(at, f"step {step.id!r} needs either agent or pattern, and not both")
+    if [step.agent, step.pattern, step.approval, step.wait].count(None) != 3:
+        source.problem(at, f"step {step.id!r} needs one of agent, pattern, approval and wait, and not more")
     elif step.agent is not None:
         _check_agent(source, at, step, names)
-    else:
+    elif step.pattern is not None:
         _check_pattern(source, at, step, names)
+    else:
+        _check_wait(source, at, step, names)
     _check_needs(source, at, step, names)
     _check_conditions(source, at, step)
-    declared = {"input": step.input, "with": step.with_, "when": step.when, "for_each": step.for_each}
+    declared: dict[Path, Any] = {("input",): step.input, ("with",): step.with_, ("when",): step.when, ("for_each",): step.for_each}
+    if step.approval is not None:
+        declared["approval", "prompt"] = step.approval.prompt
+    if step.wait is not None:
+        declared |= {("wait", "seconds"): step.wait.seconds, ("wait", "until"): step.wait.until}
     for key, template in declared.items():
-        item = step.for_each is not None and key in ("input", "with")
-        for where, place in _places(source, (*at, key), template):
+        item = step.for_each is not None and key[0] in ("input", "with")
+        for where, place in _places(source, (*at, *key), template):
             _check_place(source, where, place, names, needs=step.needs, item=item)
 
 
@@ -155,6 +163,30 @@ def _check_pattern(source: Source, at: Path, step: Step, names: _Names) -> None:
             source.problem((*at, "pattern"), f"pattern {name} works with agent {agent!r}, which is not there; add it")
     for key, reason in pattern.problems(step.with_, rendered=False):
         source.problem((*at, "with", key), reason)
+
+
+def _check_wait(source: Source, at: Path, step: Step, names: _Names) -> None:
+    for key in ("input", "with", "for_each", "timeout_seconds", "max_retries"):
+        if (f"{key}_" if key == "with" else key) in step.model_fields_set:
+            where = "; write it inside approval or wait" if key == "timeout_seconds" else ""
+            source.problem((*at, key), f"{key} is for steps that work, and this one waits{where}")
+    if step.wait is not None:
+        _check_pause(source, (*at, "wait"), step.id, step.wait, names)
+
+
+def _check_pause(source: Source, at: Path, step_id: str, wait: Wait, names: _Names) -> None:
+    if [wait.seconds, wait.until, wait.signal].count(None) != 2:
+        source.problem(at, f"wait of step {step_id!r} needs one of seconds, until and signal, and not more")
+    reason = None if wait.seconds is None or _is_look_up(wait.seconds) else seconds_objection(wait.seconds)
+    if reason is not None:
+        source.problem((*at, "seconds"), f"seconds {reason}, or one look-up")
+    reason = None if wait.until is None or (isinstance(wait.until, str) and "{{" in wait.until) else until_objection(wait.until)
+    if reason is not None:
+        source.problem((*at, "until"), f"until {reason}")
+    if wait.signal is None and wait.timeout_seconds is not None:
+        source.problem((*at, "timeout_seconds"), "timeout_seconds is for a wait for a signal; this one ends by itself")
+    if wait.signal != step_id and wait.signal in names.steps:
+        source.problem((*at, "signal"), f"signal {wait.signal!r} is a step's id, which names that step; call it something else")
 
 
 def _check_needs(source: Source, at: Path, step: Step, names: _Names) -> None:

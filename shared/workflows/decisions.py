@@ -15,6 +15,7 @@ from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
 from shared.workflows.patterns import Child, expand
 from shared.workflows.suggestions import quoted
+from shared.workflows.waiting import begin, ended, is_wait
 
 MAX_CHILDREN = 10_000
 """Steps that one step may become or spawn."""
@@ -25,13 +26,19 @@ _NOTHING: dict[str, Any] = {}
 def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
     """What a `dispatch` command comes to: the message for the agent, or an event for `advance`.
 
-    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a pattern) and
-    `step.failed`, permanently, when a template looks up what is not there.
+    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a pattern),
+    `step.waiting` (for people, time or a signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a
+    template looks up what is not there.
     """
     spec = command["spec"]
+    if command.get("woken") is not None:
+        kind, details = ended(spec, command["woken"])
+        return _event(kind, command, **details)
     try:
         if "when" in spec and not render(spec["when"], _context(command)):
             return _event("step.skipped", command, reason="when")
+        if is_wait(spec):
+            return _event("step.waiting", command, **begin(spec, command["step"], _context(command)))
         if "for_each" in spec:
             return _event("step.expanded", command, children=_for_each(command), join="*")
         if "pattern" in spec:

@@ -11,6 +11,7 @@ from shared.messages import Budget
 from shared.messages.payloads import Name
 from shared.templates import paths
 from shared.workflows.suggestions import quoted, suggestion
+from shared.workflows.waiting import LONGEST_WAIT_SECONDS
 
 MAX_STEPS = 1000
 """Steps that a definition may declare."""
@@ -49,8 +50,25 @@ _TAKES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+class Approval(_Part):
+    """A decision that a person makes. `prompt` is what they are asked; unanswered in time, `default` is the answer."""
+
+    prompt: str = Field(min_length=1)
+    timeout_seconds: float | None = Field(default=None, gt=0, le=LONGEST_WAIT_SECONDS)
+    default: Literal["approve", "reject"] | None = None
+
+
+class Wait(_Part):
+    """A pause: some seconds, until a moment, or until a signal comes. The first two may be templates."""
+
+    seconds: Any = None
+    until: Any = None
+    signal: FieldName | None = None
+    timeout_seconds: float | None = Field(default=None, gt=0, le=LONGEST_WAIT_SECONDS)
+
+
 class Step(_Part):
-    """One step as declared: an agent with an input template, or a pattern with its parameters.
+    """One step as declared: an agent with an input template, a pattern with its parameters, an approval or a wait.
 
     `max_retries` None means the platform's default. `on_failure: continue` lets the steps that need it go on with null.
     """
@@ -58,6 +76,8 @@ class Step(_Part):
     id: FieldName
     agent: Name | None = None
     pattern: str | None = None
+    approval: Approval | None = None
+    wait: Wait | None = None
     with_: dict[str, Any] = Field(default_factory=dict, alias="with")
     needs: tuple[str, ...] = ()
     for_each: Any = None
@@ -76,13 +96,31 @@ class Step(_Part):
             "for_each": self.for_each,
             "pattern": self.pattern,
             "with": None if self.pattern is None else self.with_,
+            "approval": None if self.approval is None else self.approval.model_dump(exclude_none=True),
+            "wait": None if self.wait is None else self.wait.model_dump(exclude_none=True),
         }
         return {key: value for key, value in declared.items() if value is not None}
 
     @cached_property
     def uses_input(self) -> bool:
         """Whether a template of this step looks up the workflow's input."""
-        return uses_input([self.spec.get(key) for key in ("template", "when", "for_each", "with")])
+        return uses_input([self.spec.get(key) for key in ("template", "when", "for_each", "with", "approval", "wait")])
+
+    @cached_property
+    def kind(self) -> str:
+        """Who or what the step is for: an agent's name, `pattern:<name>`, or `wait:` and approval, time or signal."""
+        if self.approval is not None:
+            return "wait:approval"
+        if self.wait is not None:
+            return "wait:time" if self.wait.signal is None else "wait:signal"
+        return f"pattern:{self.pattern}" if self.agent is None else self.agent
+
+    @cached_property
+    def signal(self) -> str | None:
+        """The signal that wakes the step; None for one that does not wait. Its own id always does."""
+        if self.approval is None and self.wait is None:
+            return None
+        return self.id if self.wait is None or self.wait.signal is None else self.wait.signal
 
 
 class Definition(_Part):

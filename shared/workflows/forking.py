@@ -18,7 +18,7 @@ from shared.templates import paths
 from shared.workflows.definitions import Definition
 from shared.workflows.suggestions import quoted, suggestion
 
-_TEMPLATES = ("template", "when", "for_each", "with")
+_TEMPLATES = ("template", "when", "for_each", "with", "approval", "wait")
 
 
 class Reuse(NamedTuple):

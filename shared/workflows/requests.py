@@ -1,4 +1,4 @@
-"""A definition, or one agent, and an input → the event with which `advance` starts a workflow."""
+"""What somebody wants → the event for `advance`: a definition or one agent and an input start a workflow, a signal moves it."""
 
 import hashlib
 import re
@@ -8,7 +8,7 @@ from typing import Any, Final
 import orjson
 
 from shared.errors import InputError
-from shared.messages import Budget
+from shared.messages import Budget, WorkflowSignalled
 from shared.workflows.definitions import Definition, Step, budget_problems
 
 # In JSON text an escaped backslash before u0000 is not a NUL.
@@ -115,27 +115,41 @@ def fork_hash(workflow: str, at: int | None, params: Mapping[str, Any]) -> str:
     return _request_hash(workflow, params, {"at": at}, 0, None)
 
 
+def signal_event(payload: WorkflowSignalled, *, signal: str, later: bool = False) -> dict[str, Any]:
+    """The `step.signalled` event; `signal` is what makes its repetition recognisable.
+
+    `later` is for callers that cannot publish what comes of it: whoever sends the next tick does. Raises InputError for data that
+    cannot be stored.
+    """
+    event = {"type": "step.signalled", "signal": signal, **payload.model_dump(mode="json", exclude_defaults=True)}
+    _canonical(event, f"the signal {payload.name}")
+    return {**event, "later": True} if later else event
+
+
 def _request_hash(name: str, input: Mapping[str, Any], budget: dict[str, Any], priority: int, callback_url: str | None) -> str:
     # Requests that were made before there were callbacks keep their hash.
     asked = [name, input, budget, priority, *([] if callback_url is None else [callback_url])]
+    return hashlib.sha256(_canonical(asked, f"input of {name}")).hexdigest()
+
+
+def _canonical(value: Any, what: str) -> bytes:
     try:
-        canonical = orjson.dumps(asked, option=orjson.OPT_SORT_KEYS)
+        canonical = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as exc:
-        raise InputError(
-            f"input of {name} cannot be written as JSON; send text, numbers, booleans, null, lists and objects"
-        ) from exc
+        raise InputError(f"{what} cannot be written as JSON; send text, numbers, booleans, null, lists and objects") from exc
     if _NUL.search(canonical):
         # PostgreSQL's jsonb has no NUL, and one such event would fail the whole batch.
-        raise InputError(f"input of {name} holds a NUL character, which cannot be stored; remove it")
-    return hashlib.sha256(canonical).hexdigest()
+        raise InputError(f"{what} holds a NUL character, which cannot be stored; remove it")
+    return canonical
 
 
 def _step(step: Step, default_max_retries: int) -> dict[str, Any]:
     return {
         "id": step.id,
-        "agent": f"pattern:{step.pattern}" if step.agent is None else step.agent,
+        "agent": step.kind,
         "needs": list(step.needs),
         "spec": step.spec,
+        "signal": step.signal,
         "uses_input": step.uses_input,
         "max_retries": default_max_retries if step.max_retries is None else step.max_retries,
         "timeout_seconds": step.timeout_seconds,

@@ -1,4 +1,4 @@
--- The state of every workflow. `advance` is the only writer of the first four tables.
+-- The state of every workflow. `advance` is the only writer of the first five tables.
 --
 -- No foreign keys between them: each would cost a lookup and a row lock per history entry, and the one writer and `purge` keep
 -- them whole. Ids compare bytewise (collate "C"): they are ASCII, and ULIDs sort by time that way.
@@ -39,7 +39,9 @@ create table workflows (
     wake_at timestamptz,
     resumed integer not null default 0,
     forked_from text collate "C",
-    forked_at integer
+    forked_at integer,
+    admitted_at timestamptz,
+    steps_waiting integer not null default 0
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
 );
@@ -52,6 +54,8 @@ comment on column workflows.seq is 'The last history entry.';
 comment on column workflows.admitted_by is 'The workflow whose end gave this one its slot: its last event returns our first commands again.';
 comment on column workflows.wake_at is
     'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment. Of one that ended: when to tell its callback again.';
+comment on column workflows.admitted_at is 'When it last got a slot; later than started_at when it had given its first one away to wait.';
+comment on column workflows.steps_waiting is 'Steps that wait for people, time or a signal. Only while there are any can the workflow give its slot away.';
 comment on column workflows.resumed is 'How often it went on after it had failed. Each time it ends anew, and says so in a message of its own.';
 comment on column workflows.forked_from is 'The workflow whose finished steps it took over; perhaps no longer there.';
 comment on column workflows.forked_at is 'The entry of that one''s history up to which it did.';
@@ -63,6 +67,8 @@ create index workflows_queued on workflows (priority desc, id) where status = 'Q
 create index workflows_called_back on workflows (finished_at) where callback_url is not null;
 -- Written once, when the workflow ends, in an update that leaves an index anyway.
 create index workflows_finished on workflows (finished_at) where finished_at is not null;
+-- However many wait for a day or a year, the sweeper finds those whose moment has come.
+create index workflows_waiting on workflows (wake_at) where status in ('WAITING', 'QUEUED');
 
 create table steps (
     workflow_id text collate "C" not null,
@@ -94,6 +100,9 @@ create table steps (
     cost_microdollars bigint not null default 0,
     models jsonb,
     reused boolean not null default false,
+    signal text collate "C",
+    wait jsonb,
+    woken jsonb,
     primary key (workflow_id, id)
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
@@ -105,7 +114,10 @@ comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITI
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
 comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';
 comment on column steps.due_at is
-    'RUNNING: the end of the lease. WAITING without children: when it starts again. CANCELLED: the lease of the attempt that was cut off.';
+    'RUNNING: the end of the lease. WAITING without children: when it starts again, or waits no longer. CANCELLED: the lease of the attempt that was cut off.';
+comment on column steps.signal is 'The signal that ends the wait of a step for people, time or a signal, which takes its own id as well; null for every other step.';
+comment on column steps.wait is 'What such a step waits for, to be shown: for, name, since, until and, of an approval, prompt.';
+comment on column steps.woken is 'Why such a step waits no longer: woken_by (signal or time), at and, of a signal, by, decision, data and comment.';
 comment on column steps.models is 'The usage of all attempts by the model that was asked; null when no attempt told.';
 comment on column steps.reused is 'Taken over from the workflow that this one is a fork of. What it used is counted there.';
 
@@ -130,6 +142,23 @@ create table history (
 );
 
 comment on table history is 'What happened, in order, append-only. Outputs stay in steps, where they are written once.';
+
+create table signals (
+    workflow_id text collate "C" not null,
+    number integer not null,
+    id text collate "C" not null,
+    name text collate "C" not null,
+    body jsonb not null,
+    step_id text collate "C",
+    kept boolean not null,
+    primary key (workflow_id, number),
+    unique (workflow_id, id)
+);
+
+comment on table signals is 'What people and programs told steps that wait, in order. At most as many as there are steps to take them.';
+comment on column signals.id is 'What makes a repeated signal recognisable.';
+comment on column signals.step_id is 'The step that took it; null while it is kept for one that does not wait yet.';
+comment on column signals.kept is 'Whether it came before anybody waited for it.';
 
 create table dead_letters (
     id bigint generated always as identity primary key,

@@ -25,7 +25,7 @@ return status in ('SUCCESS', 'FAILED', 'SKIPPED', 'CANCELLED');
 
 create function _is_decided(s steps) returns boolean
 language sql immutable
-return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED');
+return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED') or s.signal is not null and s.status = 'SUCCESS';
 
 -- A lease covers the work and the way there: a message may wait for a free instance, and starting again early would do work twice.
 create function _lease(timeout_seconds double precision) returns interval
@@ -123,7 +123,7 @@ declare
 begin
     with running as (
         update steps as s
-        set status = 'RUNNING', attempt = s.attempt + 1, started_at = moment, due_at = moment + _lease(s.timeout_seconds)
+        set status = 'RUNNING', attempt = s.attempt + case when s.woken is null then 1 else 0 end, started_at = moment, due_at = moment + _lease(s.timeout_seconds)
         from unnest(ready) as r
         where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status = 'PENDING'
         returning s.workflow_id, s.id, s.attempt, s.due_at
@@ -133,7 +133,8 @@ begin
     return coalesce(notes, '{}');
 end;
 $$;
-comment on function _start is 'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed.';
+comment on function _start is
+    'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed. One that was woken goes on with its own.';
 
 create function _settle(inout ended _step_ref[], moment timestamptz, out ready _step_ref[], out notes _note[])
 language plpgsql as $$
@@ -210,13 +211,15 @@ declare
 begin
     select s.* into family from steps as s where s.workflow_id = workflow and s.id = above;
     insert into steps (
-        workflow_id, id, position, parent, agent, status, max_retries, timeout_seconds, on_failure, needs, needs_open, spec, uses_input
+        workflow_id, id, position, parent, agent, status, max_retries, timeout_seconds, on_failure, needs, needs_open, spec, uses_input,
+        signal
     )
     select workflow, a.value ->> 'id', a.ordinality, above, a.value ->> 'agent', 'PENDING',
         coalesce((a.value ->> 'max_retries')::integer, family.max_retries),
         coalesce((a.value ->> 'timeout_seconds')::double precision, family.timeout_seconds),
         coalesce(a.value ->> 'on_failure', family.on_failure),
-        n.ids, n.still_open, a.value -> 'spec', coalesce((a.value ->> 'uses_input')::boolean, false)
+        n.ids, n.still_open, a.value -> 'spec', coalesce((a.value ->> 'uses_input')::boolean, false),
+        a.value ->> 'signal'
     from jsonb_array_elements(added) with ordinality as a
     cross join lateral (
         select coalesce(array_agg(need.value order by need.ordinality), '{}') as ids,
@@ -254,11 +257,11 @@ comment on function _roots is 'The steps that a workflow starts with.';
 create function _begun(w workflows) returns text[]
 language plpgsql as $$
 begin
-    if w.resumed = 0 and w.forked_from is null then
+    if w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at then
         return _roots(w.id);
     end if;
     return array(
-        select s.id from steps as s where s.workflow_id = w.id and s.started_at = w.started_at order by s.position
+        select s.id from steps as s where s.workflow_id = w.id and s.started_at = w.admitted_at order by s.position
     );
 end;
 $$;
@@ -288,7 +291,7 @@ begin
     where s.workflow_id = workflow and not _is_final(s.status);
     get diagnostics stopped = row_count;
     update workflows as w
-    set status = outcome, error = why, output = result, finished_at = moment,
+    set status = outcome, error = why, output = result, finished_at = moment, steps_waiting = 0,
         wake_at = case when w.callback_url is not null then moment + interval '1 minute' end
     where w.id = workflow;
     perform _write(

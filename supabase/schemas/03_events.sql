@@ -187,7 +187,7 @@ begin
     -- A result counts whichever attempt it is of; anything else must be about the dispatch in progress.
     if s.status not in ('RUNNING', 'WAITING') or s.children is not null
         or (kind <> 'step.completed' and (
-            tried < s.attempt or (event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'
+            tried < s.attempt or s.woken is not null and kind = 'step.waiting' or (event ->> 'deferrals')::integer < s.deferrals or s.status = 'WAITING'
         ))
     then
         return _repeated(s, event, cause, moment);
@@ -208,6 +208,8 @@ begin
                 s, 'step.deferred', event,
                 greatest(0, extract(epoch from (event ->> 'not_before')::timestamptz - moment)), cause, moment
             );
+        when 'step.waiting' then
+            return _wait(s, event, cause, moment);
         when 'step.skipped' then
             update steps as t set status = 'SKIPPED', due_at = null, finished_at = moment
             where t.workflow_id = s.workflow_id and t.id = s.id;
@@ -224,7 +226,7 @@ begin
     end case;
 end;
 $$;
-comment on function _on_step is 'step.failed, .deferred, .skipped, .expanded, and .completed with children.';
+comment on function _on_step is 'step.failed, .deferred, .skipped, .expanded, .waiting, and .completed with children.';
 
 create function _expand_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$

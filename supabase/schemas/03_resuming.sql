@@ -56,11 +56,14 @@ begin
     update steps as t
     set status = case when t.children is null then 'PENDING' else 'WAITING' end,
         max_retries = t.max_retries + case when t.children is null then t.attempt else 0 end,
+        -- What a step was told may be what failed it: then it asks anew. One whose message or process was lost goes on with it.
+        woken = case when t.id <> s.id or s.error ->> 'type' in ('DeadLettered', 'LeaseExpired') then t.woken end,
         deferrals = 0, error = null, due_at = null, finished_at = null
     where t.workflow_id = w.id and (t.status = 'CANCELLED' or t.id = s.id);
     get diagnostics reopened = row_count;
     update workflows as t
-    set status = 'QUEUED', resumed = t.resumed + 1, error = null, finished_at = null, deadline_at = null, admitted_by = null
+    set status = 'QUEUED', resumed = t.resumed + 1, error = null, finished_at = null, deadline_at = null, wake_at = null,
+        admitted_by = null, admitted_at = null
     where t.id = w.id;
     perform _write(
         array[

@@ -18,13 +18,15 @@ begin
         for update skip locked
     loop
         update workflows as w
-        set status = 'RUNNING', started_at = moment, admitted_by = freed.workflow_id,
-            deadline_at = moment + make_interval(secs => w.deadline_seconds),
-            wake_at = moment + make_interval(secs => w.deadline_seconds)
+        -- One that gave its slot away to wait has begun before: its deadline counts from then.
+        set status = 'RUNNING', admitted_at = moment, admitted_by = freed.workflow_id,
+            started_at = case when w.admitted_at is null then moment else w.started_at end,
+            deadline_at = coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
+            wake_at = least(w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)))
         where w.id = queued.id;
         roots := _ready(
             queued.id,
-            -- Of a new workflow these are its roots; a resumed one goes on wherever it was.
+            -- Of a new workflow these are its roots; one that was resumed or woken goes on wherever it was.
             array(
                 select s.id from steps as s
                 where s.workflow_id = queued.id and s.status = 'PENDING' and s.needs_open = 0
@@ -54,7 +56,8 @@ begin
     return started;
 end;
 $$;
-comment on function _admitted is 'What the end of a workflow had started by giving its slot away: returned again when its last event is repeated.';
+comment on function _admitted is
+    'What a workflow had started by giving its slot away when it ended or began to wait: returned again when its last event is repeated.';
 
 create function _on_tick(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
@@ -71,13 +74,20 @@ begin
     effect.touched := '{}';
     for wf in
         select w.id, w.deadline_at from workflows as w
-        where w.status = 'RUNNING' and (
-            w.wake_at <= moment or recover
-            -- Whoever was to render its output may be gone; they may also just be about it.
-            or w.steps_open = 0 and exists (
-                select from history as h where h.workflow_id = w.id and h.seq = w.seq and h.at <= moment - interval '10 seconds'
+        where w.id in (
+            select r.id from workflows as r
+            where r.status = 'RUNNING' and (
+                r.wake_at <= moment or recover
+                -- Whoever was to render its output may be gone; they may also just be about it.
+                or r.steps_open = 0 and exists (
+                    select from history as h where h.workflow_id = r.id and h.seq = r.seq and h.at <= moment - interval '10 seconds'
+                )
             )
+            union all
+            select r.id from workflows as r where r.status in ('WAITING', 'QUEUED') and r.wake_at <= moment
         )
+        -- Said once more: whoever held the row until now may have changed it.
+        and (w.wake_at <= moment or w.status = 'RUNNING' and (w.steps_open = 0 or recover))
         order by w.id
         limit coalesce((event ->> 'limit')::integer, 500)
         for update skip locked
@@ -102,7 +112,7 @@ begin
         end loop;
         update workflows as w
         set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
-        where w.id = wf.id and w.status = 'RUNNING';
+        where w.id = wf.id and not _is_final(w.status);
     end loop;
     for wf in
         select w.id from workflows as w
@@ -139,6 +149,10 @@ begin
     if s.status = 'WAITING' and s.due_at > moment then
         return effect;
     end if;
+    if s.status = 'WAITING' and s.signal is not null then
+        effect.started := _wake(s, coalesce(_take_kept(s), jsonb_build_object('woken_by', 'time', 'at', moment)), cause, moment);
+        return effect;
+    end if;
     -- Due, or to be recovered: the process that had it is gone, so the attempt starts again under the same number.
     update steps as t
     set status = 'RUNNING', due_at = moment + _lease(t.timeout_seconds)
@@ -167,7 +181,7 @@ begin
         select d.cause, s.position, json_build_object(
             'type', 'dispatch', 'cause', d.cause, 'workflow', s.workflow_id, 'name', w.name, 'step', s.id, 'attempt', s.attempt,
             'deferrals', s.deferrals, 'resumed', w.resumed, 'agent', s.agent, 'spec', s.spec, 'timeout_seconds', s.timeout_seconds,
-            'deadline', least(s.due_at, w.deadline_at), 'not_before', _not_before(s.due_at, s.timeout_seconds, moment),
+            'woken', s.woken, 'deadline', least(s.due_at, w.deadline_at), 'not_before', _not_before(s.due_at, s.timeout_seconds, moment),
             'traceparent', w.traceparent,
             'remaining', json_build_object(
                 'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
@@ -245,6 +259,7 @@ declare
     more _note[];
     replies jsonb[] := '{}';
     slots boolean := false;
+    state text;
     freed _step_ref;
 begin
     select array_agg(row(t.workflow_id, null, t.cause)::_step_ref) into touched
@@ -252,7 +267,7 @@ begin
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         -- One that is refused must not make others' commands come again; one that is not says itself that it touched its workflow.
-        where e.value ? 'workflow' and e.value ->> 'type' is distinct from 'step.redriven'
+        where e.value ? 'workflow' and e.value ->> 'type' not in ('step.redriven', 'step.signalled')
         group by 1
     ) as t;
     -- In one order, so that two batches cannot wait for each other.
@@ -275,11 +290,15 @@ begin
                 effect := _on_cancelled(event.body, event.cause, moment);
             when event.type = 'step.redriven' then
                 effect := _on_redriven(event.body, event.cause, moment);
+            when event.type = 'step.signalled' then
+                effect := _on_signalled(event.body, event.cause, moment);
             when event.type = 'tick' then
                 effect := _on_tick(event.body, event.cause, moment);
                 freed.cause := event.cause;
                 slots := true;
-            when event.type in ('step.failed', 'step.deferred', 'step.skipped', 'step.expanded', 'step.completed') then
+            when event.type in (
+                'step.failed', 'step.deferred', 'step.skipped', 'step.expanded', 'step.waiting', 'step.completed'
+            ) then
                 effect := _on_step(event.body, event.cause, moment);
             else
                 raise exception 'advance knows no event of type %', event.type using errcode = 'invalid_parameter_value';
@@ -347,7 +366,7 @@ begin
             w.steps_open > 0 and coalesce(w.cost_microdollars > w.max_cost_microdollars, false) as no_money
         from unnest(touched) as t
         join workflows as w on w.id = t.workflow_id
-        where w.status <> 'RUNNING'
+        where w.status <> 'RUNNING' or w.steps_waiting > 0
             or w.input_tokens + w.output_tokens > w.max_tokens
             or w.cost_microdollars > w.max_cost_microdollars
         group by w.id
@@ -358,10 +377,14 @@ begin
                 'type', 'BudgetExceeded',
                 'message', format('the workflow passed its %s', case when event.no_tokens then 'max_tokens' else 'max_cost_usd' end)
             ), null, moment);
+        else
+            perform _park(event.id, moment);
         end if;
+        state := (select w.status from workflows as w where w.id = event.id);
+        continue when state = 'RUNNING';
         freed := row(event.id, null, event.cause)::_step_ref;
         slots := true;
-        if (select _is_final(w.status) from workflows as w where w.id = event.id) then
+        if state <> 'QUEUED' then
             started := started || _admitted(event.id, event.cause);
         end if;
     end loop;

@@ -33,7 +33,9 @@ begin atomic
             select coalesce(jsonb_agg(jsonb_build_object(
                 'id', s.id, 'parent', s.parent, 'agent', s.agent, 'status', s.status, 'attempt', s.attempt, 'needs', s.needs,
                 'output', case when s.status = 'SUCCESS' then s.output end, 'error', s.error,
-                'started_at', s.started_at, 'finished_at', s.finished_at,
+                'waiting', case when s.status = 'WAITING' and s.signal is not null then s.wait end,
+                -- A step that waited began when it began to wait, not when it was woken.
+                'started_at', coalesce((s.wait ->> 'since')::timestamptz, s.started_at), 'finished_at', s.finished_at,
                 'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars),
                 'models', coalesce(s.models, '{}'), 'reused', s.reused
             ) order by s.parent nulls first, s.position), '[]')
@@ -99,7 +101,7 @@ begin atomic
             when e.type = 'step.failed' then 'FAILED'
             when e.type = 'step.skipped' then 'SKIPPED'
             when e.type = 'step.expanded' then 'WAITING'
-            when e.seq < r.seq then 'PENDING'
+            when e.seq < r.seq or e.type = 'step.woken' then 'PENDING'
             when e.type = 'step.dispatched' then 'RUNNING'
             else 'WAITING'
         end as status
@@ -120,10 +122,11 @@ begin atomic
             (select case g.type
                 when 'workflow.succeeded' then 'SUCCESS' when 'workflow.failed' then 'FAILED' else 'CANCELLED' end
             from ending as g),
-            case
-                when exists (select from entry as e, resumption as r where e.type = 'workflow.started' and e.seq > r.seq) then 'RUNNING'
-                else 'QUEUED'
-            end
+            (select case e.type when 'workflow.started' then 'RUNNING' when 'workflow.waiting' then 'WAITING' end
+            from entry as e, resumption as r
+            where e.type in ('workflow.started', 'workflow.waiting', 'workflow.woken') and e.seq > r.seq
+            order by e.seq desc limit 1),
+            'QUEUED'
         ),
         'steps', (
             select coalesce(json_agg(json_build_object(

@@ -31,6 +31,7 @@ begin
     -- At least one, or the largest would stay for ever.
     select array_agg(c.id), sum(c.size) into gone, size from counted as c where c.so_far - c.size = 0 or c.so_far <= max_rows;
     delete from history as h where h.workflow_id = any(gone);
+    delete from signals as k where k.workflow_id = any(gone);
     delete from edges as e where e.workflow_id = any(gone);
     delete from steps as s where s.workflow_id = any(gone);
     delete from workflows as w where w.id = any(gone);

@@ -37,7 +37,7 @@ declare
     );
     anew jsonb := unused || jsonb_build_object(
         'status', 'PENDING', 'attempt', 0, 'children', null, 'join_from', null, 'output', null, 'error', null,
-        'started_at', null, 'finished_at', null, 'reused', false
+        'wait', null, 'woken', null, 'started_at', null, 'finished_at', null, 'reused', false
     );
 begin
     insert into steps
@@ -168,7 +168,8 @@ begin
         'traceparent', fork -> 'traceparent', 'forked_from', w.id, 'forked_at', fork -> 'at', 'input', fork -> 'input',
         'status', 'QUEUED', 'output', null, 'error', null, 'callback_url', null, 'seq', 0, 'resumed', 0, 'admitted_by', null,
         'model_calls', 0, 'input_tokens', 0, 'output_tokens', 0, 'cost_microdollars', 0,
-        'created_at', moment, 'started_at', null, 'finished_at', null, 'deadline_at', null, 'wake_at', null
+        'created_at', moment, 'admitted_at', null, 'started_at', null, 'finished_at', null, 'deadline_at', null, 'wake_at', null,
+        'steps_waiting', 0
     )) as r
     on conflict do nothing;
     created := found;
@@ -232,7 +233,7 @@ begin
             select from history as h
             where h.workflow_id = w.id and h.type = 'workflow.rerun' and h.data ->> 'request_key' = rerun_workflow.request_key
         )
-        or rerun_workflow.request_key is null and w.resumed > 0 and w.status in ('QUEUED', 'RUNNING'),
+        or rerun_workflow.request_key is null and w.resumed > 0 and not _is_final(w.status),
         false
     );
     if not repeated then

@@ -4,11 +4,12 @@ alter table workflows enable row level security;
 alter table steps enable row level security;
 alter table edges enable row level security;
 alter table history enable row level security;
+alter table signals enable row level security;
 alter table dead_letters enable row level security;
 alter table documents enable row level security;
 alter table passages enable row level security;
 
-revoke all on workflows, steps, edges, history, dead_letters, documents, passages from public;
+revoke all on workflows, steps, edges, history, signals, dead_letters, documents, passages from public;
 
 do $$
 declare
@@ -38,12 +39,12 @@ begin
 
     foreach role in array array['anon', 'authenticated'] loop
         if exists (select from pg_roles where rolname = role) then
-            execute format('revoke all on workflows, steps, edges, history, dead_letters, documents, passages from %I', role);
+            execute format('revoke all on workflows, steps, edges, history, signals, dead_letters, documents, passages from %I', role);
             execute format('revoke all on sequence dead_letters_id_seq from %I', role);
         end if;
     end loop;
     if exists (select from pg_roles where rolname = 'service_role') then
-        grant select, insert, update, delete on workflows, steps, edges, history, dead_letters, documents, passages to service_role;
+        grant select, insert, update, delete on workflows, steps, edges, history, signals, dead_letters, documents, passages to service_role;
     end if;
 end;
 $$;

@@ -13,7 +13,7 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 USAGE = {"model_calls": 1, "input_tokens": 20, "output_tokens": 10, "cost_microdollars": 5}
 LEASE = timedelta(seconds=900)
 """How long a step of 300 s may take before it is started again."""
-TABLES = ("workflows", "steps", "edges", "history", "dead_letters", "documents", "passages", "api_keys")
+TABLES = ("workflows", "steps", "edges", "history", "signals", "dead_letters", "documents", "passages", "api_keys")
 
 
 class Door:
@@ -142,6 +142,17 @@ def deferred(id: str, not_before: datetime, *, attempt: int = 1, deferrals: int 
 def skipped(id: str, *, attempt: int = 1, workflow: str = "wf_1") -> Event:
     """The dispatcher's decision that a step shall not run."""
     return {"type": "step.skipped", "workflow": workflow, "step": id, "attempt": attempt, "reason": "when"}
+
+
+def waiting(id: str, *, attempt: int = 1, workflow: str = "wf_1", seconds: float | None = None, prompt: str | None = None) -> Event:
+    """The dispatcher's word on what a step waits for, and how long."""
+    shown = {"for": "approval", "name": id, "prompt": prompt}
+    return {"type": "step.waiting", "workflow": workflow, "step": id, "attempt": attempt, "wait": shown, "seconds": seconds}
+
+
+def signalled(name: str, signal: str = "signal-1", *, workflow: str = "wf_1", **more: Any) -> Event:
+    """What somebody tells a step that waits; `signal` tells copies from other signals."""
+    return {"type": "step.signalled", "workflow": workflow, "name": name, "signal": signal, **more}
 
 
 def expanded(id: str, children: Iterable[dict[str, Any]], *, join: str | None = "*", workflow: str = "wf_1") -> Event:

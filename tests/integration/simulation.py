@@ -21,13 +21,17 @@ from .door import (
     redriven,
     rendered,
     requested,
+    signalled,
     skipped,
     step,
     tick,
+    waiting,
 )
 
 FINAL = {"SUCCESS", "FAILED", "SKIPPED", "CANCELLED"}
 TIMEOUT = 30.0
+WAITS = ("approval", "signal", "time")
+SIGNAL = "paid"
 LONGEST_WAIT = timedelta(seconds=TIMEOUT + 600)
 """How long a lease lasts: after that the state acts by itself."""
 _DUMP = """
@@ -52,7 +56,9 @@ class Work:
 
     def as_step(self, id: str, siblings: Sequence[str]) -> dict[str, Any]:
         """The step that a definition or a parent adds; the work itself is in its spec."""
-        limits = {"on_failure": self.on_failure, "max_retries": self.max_retries, "timeout_seconds": TIMEOUT}
+        limits: dict[str, Any] = {"on_failure": self.on_failure, "max_retries": self.max_retries, "timeout_seconds": TIMEOUT}
+        if self.kind in WAITS:
+            limits |= {"agent": f"wait:{self.kind}", "signal": SIGNAL if self.kind == "signal" else id}
         return step(id, *(siblings[need] for need in self.needs), spec={"work": _as_json(self)}, **limits)
 
 
@@ -78,6 +84,10 @@ class Team:
     told: set[str] = field(default_factory=set)
     workflows: list[str] = field(default_factory=list)
     a_tick_was_lost: bool = False
+    _asked: set[tuple[str, str, int]] = field(default_factory=set)
+    """Who waits without end, and has an answer under way."""
+    _signals: int = 0
+    _takers: list[tuple[str, str, str]] = field(default_factory=list)
     _answered: set[tuple[str, str, int, int]] = field(default_factory=set)
     _dead: dict[tuple[str, str], Event] = field(default_factory=dict)
     """What redrives the last dead letter of each step; each is redriven once, when its workflow has failed for it."""
@@ -87,13 +97,14 @@ class Team:
         workflow = f"wf_{len(self.workflows)}"
         self.workflows.append(workflow)
         self.flying.append(requested(family("", works), workflow, request_key=workflow, **limits))
+        self._takers += [(workflow, f"s{n}", work.kind) for n, work in enumerate(works) if work.kind in WAITS]
 
     def turn(self) -> None:
         """One thing happens: a batch is delivered, something is repeated, time passes, somebody cancels."""
         if not self.flying:
             self._tick(LONGEST_WAIT)
             return
-        match self.pick(12):
+        match self.pick(14):
             case 7:
                 self._tick(timedelta(seconds=self.pick(3) * 15))
             case 8:
@@ -104,6 +115,8 @@ class Team:
                 self._repeat()
             case 11:
                 self._cancel()
+            case 12 | 13:
+                self._signal()
             case _:
                 self._deliver()
 
@@ -130,7 +143,30 @@ class Team:
         self.applied = [event for event in self.applied if event["workflow"] not in resumed]
         self.applied += [event for event in batch if event["type"] != "tick"]
         self.look(batch, commands)
+        for event in batch:
+            if event["type"] == "step.waiting" and event["seconds"] is None:
+                self._ask(event)
         return commands
+
+    def _ask(self, event: Event) -> None:
+        """Somebody will answer what waits without end: they look at the state, so no crash keeps them from it."""
+        asked = (event["workflow"], event["step"], event["attempt"])
+        if asked not in self._asked:
+            self._asked.add(asked)
+            self._tell(event["workflow"], event["step"], event["wait"]["for"], by_name=False)
+
+    def _signal(self) -> None:
+        """Somebody says something, early or late, perhaps what was said before."""
+        takers = [taker for taker in self._takers if any(event["workflow"] == taker[0] for event in self.applied)]
+        if takers:
+            self._tell(*takers[self.pick(len(takers))], by_name=self.pick(2) == 0)
+
+    def _tell(self, workflow: str, name: str, kind: str, *, by_name: bool) -> None:
+        self._signals += 1
+        decision = {"decision": "reject" if self.pick(4) == 3 else "approve"} if kind == "approval" else {}
+        later = {"later": True} if self.pick(4) == 3 else {}
+        about: dict[str, Any] = {"workflow": workflow, "data": self._signals, **decision, **later}
+        self.flying.append(signalled(SIGNAL if by_name and kind == "signal" else name, f"signal-{self._signals}", **about))
 
     def _deliver(self) -> None:
         batch = []
@@ -212,6 +248,8 @@ def decided(command: Command) -> Event | None:
     if command["type"] != "dispatch":
         return None
     work, about = command["spec"]["work"], {"workflow": command["workflow"]}
+    if work["kind"] in WAITS:
+        return _wait(command, work)
     match work["kind"]:
         case "skip":
             return skipped(command["step"], attempt=command["attempt"], **about)
@@ -219,6 +257,17 @@ def decided(command: Command) -> Event | None:
             children, join = _children(command)
             return {**expanded(command["step"], children, join=join, **about), "attempt": command["attempt"]}
     return None
+
+
+def _wait(command: Command, work: dict[str, Any]) -> Event:
+    about, woken = {"workflow": command["workflow"], "attempt": command["attempt"]}, command["woken"]
+    if woken is None:
+        ends = work["kind"] == "time" or "defer" in work["acts"]
+        shown = waiting(command["step"], seconds=20.0 if ends else None, **about)
+        return {**shown, "wait": {"for": work["kind"]}}
+    if woken.get("decision") == "reject":
+        return {**failed(command["step"], permanent=True, **about), "error": {"type": "Rejected", "message": "rejected"}}
+    return {**completed(command["step"], output=woken, **about), "usage": None}
 
 
 def _answer(command: Command, door: Door) -> list[Event]:

@@ -53,6 +53,7 @@ async def test_a_request_is_accepted_and_its_first_steps_are_dispatched(door: Do
         "spec": {"of": "top"},
         "timeout_seconds": 300,
         "deadline": (START + LEASE).isoformat(),
+        "woken": None,
         "not_before": None,
         "traceparent": "trace",
         "remaining": dict.fromkeys(("tokens", "cost_microdollars", "max_tokens", "max_cost_microdollars")),

@@ -40,8 +40,18 @@ def _finish(team: Team, witness: Witness) -> None:
 
 
 def _outcome(shown: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    steps = {step["id"]: (step["parent"], step["agent"], step["status"], step["output"], step["error"]) for step in shown["steps"]}
-    return {**steps, "": (shown["status"], shown["output"])}
+    waits = {step["id"] for step in shown["steps"] if step["agent"].startswith("wait:")}
+    steps = {
+        step["id"]: (step["parent"], step["agent"], step["status"], _said(step["output"], step["id"] in waits), step["error"])
+        for step in shown["steps"]
+    }
+    output = None if shown["output"] is None else {id: _said(one, id in waits) for id, one in shown["output"].items()}
+    return {**steps, "": (shown["status"], output)}
+
+
+def _said(output: Any, by_people: bool) -> Any:
+    """Whoever is asked again answers in other words, at another time."""
+    return {key: output[key] for key in output if key not in ("at", "data")} if by_people and output is not None else output
 
 
 def _agents(commands: Sequence[Command], workflow: str) -> set[str]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from shared.state import Command, Event
 
 from .door import TABLES, USAGE, Door
-from .simulation import FINAL, Team, Work
+from .simulation import FINAL, WAITS, Team, Work
 
 _TURNS = 400
 """Far more than any example needs once nothing goes wrong any more."""
@@ -92,8 +92,20 @@ class Witness:
             assert row["steps_total"] == len(own)
             assert row["steps_open"] == len(still_open)
             assert not (row["status"] in FINAL and still_open), "open steps in a workflow that has ended"
+            self._slots_are_for_work(row, own)
         running = [id for id, row in self.workflows.items() if row["status"] == "RUNNING"]
         assert len(running) <= self._max_running, f"{running} run at once"
+
+    def _slots_are_for_work(self, row: dict[str, Any], own: list[dict[str, Any]]) -> None:
+        waits = [step["id"] for step in own if step["status"] == "WAITING" and step["signal"] is not None]
+        active = [
+            step["id"]
+            for step in own
+            if step["status"] == "RUNNING" or (step["status"] == "WAITING" and step["children"] is None and step["signal"] is None)
+        ]
+        assert row["steps_waiting"] == len(waits)
+        assert not (row["status"] == "WAITING" and (active or not waits)), f"{row['id']} waits, and {active} are at work"
+        assert not (row["status"] == "RUNNING" and waits and not active), f"{row['id']} keeps a slot and only waits"
 
     def _what_was_used_is_counted_once(self) -> None:
         totals = {id: dict.fromkeys(USAGE, 0) for id in self.workflows}
@@ -173,7 +185,8 @@ def _short(message: dict[str, Any]) -> str:
 def works(draw: st.DrawFn, *, most: int, depth: int) -> tuple[Work, ...]:
     made: list[Work] = []
     for n in range(draw(st.integers(0 if depth < 2 else 1, most))):
-        kind = draw(st.sampled_from(["plain", "plain", "plain", "skip", "many", "spawn"][: 6 if depth else 4]))
+        kinds = ["plain", "plain", "plain", "skip", "many", "spawn"][: 6 if depth else 4]
+        kind = draw(st.sampled_from([*kinds, *WAITS] if depth == 2 else kinds))
         acts = st.sampled_from(["fail", "fail for long", "defer", "defer shortly", "lost", "dead"])
         ends = ["ok", "ok", "ok", "answer late and again", "permanent"] if kind == "plain" else ["ok"]
         has_children = kind in ("many", "spawn")

@@ -1,4 +1,4 @@
-"""The five agents with the offline model, and everything that is promised of an agent's folder."""
+"""The agents with the offline model, and everything that is promised of an agent's folder."""
 
 import importlib
 import importlib.util
@@ -20,7 +20,7 @@ from shared.messages import Remaining
 from shared.runtime.contract import Run, Task, Team
 
 ROOT = Path(__file__).parents[2]
-AGENTS = ("planner", "researcher", "writer", "critic", "judge")
+AGENTS = ("planner", "researcher", "writer", "critic", "judge", "triager")
 EXAMPLES = {path.stem: path.read_text() for path in sorted((ROOT / "examples").glob("*.md"))}
 BRIEF = "The ferry to Oban was late. Nobody told the 40 passengers. Why was it late?"
 
@@ -224,6 +224,7 @@ async def test_arguments_come_from_the_input_and_from_needed_steps(agent: str) -
         ("judge", {"subject": BRIEF, "arguments": [{"argument": "A"}]}, "input.arguments[0].side is missing"),
         ("judge", {"subject": BRIEF, "arguments": 7}, "input.arguments is not of type array"),
         ("judge", None, "input.subject is missing"),
+        ("triager", {"ticket": "", "draft": {}, "decision": {}}, "input.ticket is shorter than 1 characters"),
     ],
 )
 async def test_an_input_that_an_agent_cannot_use_is_refused_before_any_call(agent: str, given: Any, reason: str) -> None:

@@ -83,7 +83,7 @@ async def test_the_tree_shows_the_growing_text_of_running_steps_and_of_no_others
     seen = io.StringIO()
     console = Console(file=seen, force_terminal=True, width=100, height=30)
     clock = ManualClock()
-    async with open_screen(clock, live=True, console=console) as screen:
+    async with open_screen(clock, live=True, workflow="wf_1", console=console) as screen:
         screen.show(entry(1, "workflow.requested"))
         screen.show(entry(2, "workflow.started"))
         screen.show(entry(3, "step.dispatched", "plan"))
@@ -109,7 +109,7 @@ async def test_the_tree_shows_the_growing_text_of_running_steps_and_of_no_others
 async def test_a_second_attempt_begins_with_no_text() -> None:
     seen = io.StringIO()
     clock = ManualClock()
-    async with open_screen(clock, live=True, console=Console(file=seen, force_terminal=True, width=100)) as screen:
+    async with open_screen(clock, live=True, workflow="wf_1", console=Console(file=seen, force_terminal=True, width=100)) as screen:
         screen.show(entry(1, "workflow.started"))
         screen.show(entry(2, "step.dispatched", "plan"))
         screen.write({"step": "plan", "attempt": 1, "text": "the first", "length": 9})
@@ -124,7 +124,7 @@ async def test_a_second_attempt_begins_with_no_text() -> None:
 
 async def test_lines_take_no_notice_of_what_is_being_written() -> None:
     seen = io.StringIO()
-    async with open_screen(ManualClock(), live=True, console=Console(file=seen)) as screen:
+    async with open_screen(ManualClock(), live=True, workflow="wf_1", console=Console(file=seen)) as screen:
         screen.show(entry(1, "step.dispatched", "plan"))
         screen.write({"step": "plan", "attempt": 1, "text": "x", "length": 1})
     assert seen.getvalue() == "    0.00 s  plan: started\n"

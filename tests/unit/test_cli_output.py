@@ -28,6 +28,8 @@ KINDS = {
     "step.expanded": {"steps": 2},
     "step.late": None,
     "step.retried": {"not_before": START.isoformat(), "error": {"type": "Transient", "message": "later"}},
+    "step.waiting": {"for": "approval", "name": "plan", "prompt": "Send\nit?", "until": None},
+    "step.woken": {"by": "signal"},
     "step.unheard_of": None,
 }
 
@@ -96,6 +98,42 @@ def test_a_recovered_step_is_told_to_start_again() -> None:
 )
 def test_what_becomes_of_a_step_is_told(kind: str, data: Any, line: str | None) -> None:
     assert told(entry("step.dispatched", "plan"), entry(kind, "plan", after=1, data=data))[1] == line
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        (
+            {"for": "approval", "name": "ask", "prompt": "Send\nit?", "until": None},
+            "ask: waits for an approval: agent-team signal wf_7 ask --approve (or --reject): Send it?",
+        ),
+        (
+            {"for": "signal", "name": "paid", "until": "2026-02-01T01:30:00+01:00"},
+            "ask: waits for a signal until 2026-02-01T00:30:00Z: agent-team signal wf_7 paid",
+        ),
+        ({"for": "time", "name": "ask", "until": "2026-02-01T00:00:00+00:00"}, "ask: waits until 2026-02-01T00:00:00Z"),
+    ],
+)
+def test_a_wait_is_told_with_the_command_that_ends_it(data: dict[str, Any], line: str) -> None:
+    progress = Progress("wf_7")
+    progress.apply(entry("step.dispatched", "ask"))
+    assert progress.apply(entry("step.waiting", "ask", data=data)) == line
+    assert progress.steps["ask"].state == "waiting"
+    assert progress.apply(entry("step.dispatched", "ask", after=5)) is None
+    assert progress.apply(entry("step.completed", "ask", after=5)) == "ask: done in 5.00 s"
+
+
+def test_who_decided_is_told_and_a_second_slot_is_not_waited_for_aloud() -> None:
+    said = {"name": "ask", "decision": "reject", "by": "ann", "comment": "too\nlong"}
+    lines = told(
+        entry("workflow.requested"),
+        entry("workflow.started"),
+        entry("step.dispatched", "ask"),
+        entry("workflow.signalled", data=said),
+        entry("step.woken", "ask", data={"by": "time"}),
+        entry("workflow.started", after=90),
+    )
+    assert lines[3:] == ["ask: reject by ann: too long", "ask: waits no longer", None]
 
 
 def test_waiting_for_a_slot_is_told_once_it_is_over_and_only_when_it_took_long() -> None:
@@ -232,7 +270,7 @@ def last_picture(terminal: io.StringIO) -> list[str]:
 
 async def test_a_terminal_shows_a_tree_with_times_and_reasons(terminal: io.StringIO) -> None:
     clock = ManualClock(START)
-    async with open_screen(clock, live=True) as shown:
+    async with open_screen(clock, live=True, workflow="wf_1") as shown:
         for one in (
             entry("workflow.started"),
             entry("step.dispatched", "plan"),
@@ -257,7 +295,7 @@ async def test_a_terminal_shows_a_tree_with_times_and_reasons(terminal: io.Strin
 
 async def test_a_queued_workflow_is_shown_to_wait_for_a_slot(terminal: io.StringIO) -> None:
     clock = ManualClock(START)
-    async with open_screen(clock, live=True) as shown:
+    async with open_screen(clock, live=True, workflow="wf_1") as shown:
         shown.show(entry("workflow.requested"))
         await clock.advance(1)
         assert last_picture(terminal) == ["waiting for a free slot (MAX_CONCURRENT_PIPELINES)"]
@@ -265,7 +303,7 @@ async def test_a_queued_workflow_is_shown_to_wait_for_a_slot(terminal: io.String
 
 async def test_more_steps_than_rows_are_folded_the_done_ones_first(terminal: io.StringIO) -> None:
     clock = ManualClock(START)
-    async with open_screen(clock, live=True) as shown:
+    async with open_screen(clock, live=True, workflow="wf_1") as shown:
         shown.show(entry("workflow.started"))
         shown.show(entry("step.dispatched", "plan"))
         for number in range(40):
@@ -296,7 +334,7 @@ def test_more_running_steps_than_rows_lose_the_oldest() -> None:
 async def test_without_a_terminal_progress_is_lines_indented_below_their_parent(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = io.StringIO()
     monkeypatch.setattr(screen, "messages", lambda: Console(file=pipe, width=20))
-    async with open_screen(ManualClock(START), live=True) as shown:
+    async with open_screen(ManualClock(START), live=True, workflow="wf_1") as shown:
         shown.show(entry("workflow.requested"))
         shown.show(entry("step.dispatched", "plan", after=1))
         shown.show(entry("step.dispatched", "plan/0", after=2))

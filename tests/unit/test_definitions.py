@@ -17,7 +17,7 @@ from shared.messages import Budget
 from shared.workflows import Definition, load_definition, load_definitions, parse_definition, requested
 from shared.workflows.definitions import MAX_STEPS
 
-AGENTS = {"planner", "researcher", "writer", "critic", "judge"}
+AGENTS = {"planner", "researcher", "writer", "critic", "judge", "triager"}
 ROOT = Path(__file__).parents[2]
 WORKFLOW = "wf_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 HEAD = "name: small\nversion: 1\ninput: {brief: {type: string, required: true}}\n"
@@ -108,6 +108,28 @@ def test_the_largest_definition_loads() -> None:
     assert len(parse(HEAD + "steps:\n- {id: s0, agent: writer}\n" + steps).steps) == MAX_STEPS
 
 
+def test_steps_that_wait_say_for_what_and_which_signal_wakes_them() -> None:
+    definition = parse(
+        HEAD + "steps:\n"
+        '  - {id: ask, approval: {prompt: "Send {{ input.brief }}?", timeout_seconds: 60, default: reject}}\n'
+        "  - {id: night, wait: {seconds: 28800}}\n"
+        '  - {id: morning, wait: {until: "2026-01-31T08:00:00+01:00"}}\n'
+        '  - {id: later, wait: {until: "{{ input.brief }}"}, when: true, on_failure: continue}\n'
+        "  - {id: paid, wait: {signal: payment, timeout_seconds: 60}}\n"
+        "  - {id: go, wait: {signal: go}}\n"
+    )
+    steps = request(definition)["steps"]
+    assert [(one["agent"], one["signal"], one["uses_input"]) for one in steps] == [
+        ("wait:approval", "ask", True),
+        ("wait:time", "night", False),
+        ("wait:time", "morning", False),
+        ("wait:time", "later", True),
+        ("wait:signal", "payment", False),
+        ("wait:signal", "go", False),
+    ]
+    assert steps[0]["spec"] == {"approval": {"prompt": "Send {{ input.brief }}?", "timeout_seconds": 60.0, "default": "reject"}}
+
+
 # What is refused
 
 STEP = "steps:\n  - {id: a, agent: writer}\n"
@@ -159,7 +181,23 @@ MISTAKES = {
         "did you mean 'default'?",
     ),
     "an unknown key of the budget": (OK + "budget: {max_token: 1}", 6, "did you mean 'max_tokens'?"),
-    "a key of a later version": (writer("approval: {}"), 6, "unknown key 'approval', keys here: agent"),
+    "an approval that asks nothing": (step("approval: {}"), 6, "'prompt' is missing"),
+    "an approval and an agent": (writer("approval: {prompt: p}"), 6, "needs one of agent, pattern, approval and wait"),
+    "an unknown key of an approval": (step("approval: {prompt: p, defualt: reject}"), 6, "did you mean 'default'?"),
+    "an unknown default": (step("approval: {prompt: p, default: amend}"), 6, "'approve' or 'reject'"),
+    "a prompt that looks up what is not needed": (step('approval: {prompt: "{{ steps.a.output }}"}'), 6, "add it to needs"),
+    "an approval for each": (step("approval: {prompt: p}, for_each: [1]"), 6, "for_each is for steps that work"),
+    "a timeout beside an approval": (step("approval: {prompt: p}, timeout_seconds: 5"), 6, "write it inside approval or wait"),
+    "a wait for nothing": (step("wait: {}"), 6, "needs one of seconds, until and signal"),
+    "a wait for two things": (step("wait: {seconds: 1, signal: s}"), 6, "needs one of seconds, until and signal"),
+    "seconds that are text": (step("wait: {seconds: soon}"), 6, "seconds should be a number of seconds"),
+    "seconds in longer text": (step('wait: {seconds: "{{ input.brief }} s"}'), 6, "or one look-up"),
+    "seconds below 0": (step("wait: {seconds: -1}"), 6, "0 to 31,622,400"),
+    "a moment without an offset": (step('wait: {until: "2026-01-31T12:00:00"}'), 6, "2026-01-31T12:00:00Z"),
+    "a moment that is a number": (step("wait: {until: 5}"), 6, "as RFC 3339 has it"),
+    "a timeout of a wait that ends": (step("wait: {seconds: 1, timeout_seconds: 2}"), 6, "this one ends by itself"),
+    "a signal with a space": (step("wait: {signal: a b}"), 6, "'signal' should match"),
+    "a signal called like another step": (step("wait: {signal: a}"), 6, "call it something else"),
     "no name": ("version: 1\n" + STEP, 1, "'name' is missing; add it"),
     "a bad name": ("name: Big Report\nversion: 1\n" + STEP, 1, "'name' should match"),
     "a version that is text": ("name: a\nversion: '1'\n" + STEP, 2, "'version' should be a valid integer"),
@@ -176,10 +214,10 @@ MISTAKES = {
     "negative retries": (writer("max_retries: -1"), 6, "should be greater than or equal to 0"),
     "an unknown on_failure": (writer("on_failure: stop"), 6, "should be 'fail' or 'continue'"),
     "an unknown agent": (step("agent: plannr"), 6, "unknown agent 'plannr', did you mean 'planner'?"),
-    "an agent like no other": (step("agent: x"), 6, "agents here: critic, judge, planner, researcher, writer"),
+    "an agent like no other": (step("agent: x"), 6, "agents here: critic, judge, planner, researcher, triager, writer"),
     "an unknown pattern": (step("pattern: debat"), 6, "unknown pattern 'debat', did you mean 'debate'?"),
-    "neither agent nor pattern": (OK + "  - {id: b}", 6, "needs either agent or pattern"),
-    "both agent and pattern": (writer("pattern: debate"), 6, "needs either agent or pattern"),
+    "neither agent nor pattern": (OK + "  - {id: b}", 6, "needs one of agent, pattern, approval and wait"),
+    "both agent and pattern": (writer("pattern: debate"), 6, "needs one of agent, pattern, approval and wait"),
     "with for an agent": (writer("with: {x: 1}"), 6, "with is for patterns"),
     "input for a pattern": (step("pattern: debate, with: {subject: s}, input: {}"), 6, "input is for agents"),
     "a pattern without its subject": (step("pattern: debate"), 6, "needs a value for 'subject'"),
@@ -424,6 +462,7 @@ def test_a_request_says_all_that_advance_has_to_know(report: Definition) -> None
             "template": {"question": "{{ item }}", "brief": "{{ input.brief }}"},
             "for_each": "{{ steps.plan.output.questions }}",
         },
+        "signal": None,
         "uses_input": True,
         "max_retries": 3,
         "timeout_seconds": 300.0,

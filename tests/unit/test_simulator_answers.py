@@ -25,6 +25,7 @@ VALUES: dict[str, dict[str, Any]] = {
         "verdict": {},
     },
     "critic": {"subject": BRIEF, "side": "against", "round": 2, "arguments": [ARGUMENT]},
+    "triager": {"ticket": BRIEF, "draft": {}, "decision": {}},
     "judge": {"subject": BRIEF, "arguments": [ARGUMENT, {**ARGUMENT, "side": "against"}]},
 }
 

@@ -30,6 +30,8 @@ _NAMED: Final = {
     "findings": "findings",
     "draft": "draft",
     "verdict": "verdict",
+    "ticket": "ticket",
+    "decided": "decision",
     "arguments": "arguments",
     "said": "arguments",
     "text": "subject",
