@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import OR_HERE, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ _HEADS = ("step", "status", "status there", "calls", "calls there", "cost", "cos
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A workflow's id.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
-    url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="Ask the gateway there instead of the database of the settings.")
-    ] = None,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
@@ -34,7 +33,7 @@ def diff(
 
 
 async def _compare(settings: "Settings", url: str | None, first: str, second: str) -> dict[str, Any]:
-    from shared.cli.travel import checked_id, open_workflows
+    from shared.cli.travel import open_workflows
     from shared.workflows import compare
 
     ids = [checked_id(first), checked_id(second)]

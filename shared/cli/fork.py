@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import OR_HERE, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -22,9 +23,7 @@ def fork(
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="An input field that changes; may be repeated."),
     ] = None,
-    url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="Ask the gateway there instead of the database of the settings.")
-    ] = None,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
@@ -44,7 +43,7 @@ def fork(
 
 
 async def _fork(settings: "Settings", url: str | None, id: str, at: int | None, params: Sequence[str]) -> dict[str, Any]:
-    from shared.cli.travel import checked_id, open_workflows
+    from shared.cli.travel import open_workflows
     from shared.runtime.travel import Fork
 
     async with open_workflows(settings, url) as workflows:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import OR_HERE, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -14,9 +15,7 @@ if TYPE_CHECKING:
 def rerun(
     id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")],
     step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="To be sure: the step that failed it.")] = None,
-    url: Annotated[
-        str | None, typer.Option("--url", metavar="URL", help="Ask the gateway there instead of the database of the settings.")
-    ] = None,
+    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
@@ -32,7 +31,7 @@ def rerun(
 
 
 async def _rerun(settings: "Settings", url: str | None, id: str, step: str | None) -> dict[str, Any]:
-    from shared.cli.travel import checked_id, open_workflows
+    from shared.cli.travel import open_workflows
 
     async with open_workflows(settings, url) as workflows:
         return await workflows.rerun(checked_id(id), step)
