@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Path
 from pydantic import ConfigDict, Field, model_validator
+from starlette.requests import Request
 from starlette.responses import Response
 from ulid import ULID
 
@@ -41,7 +42,12 @@ class SignalRequest(Part):
         examples=[None],
     )
     comment: str = Field(default="", max_length=2000, description="Kept in the history.", examples=["Good to go."])
-    by: str = Field(default="", max_length=200, description="Who says so. Nobody checks it.", examples=["ann@example.com"])
+    by: str = Field(
+        default="",
+        max_length=200,
+        description="Who says so. Nobody checks it while the API is open; else it is the caller's own name, whatever stands here.",
+        examples=["ann@example.com"],
+    )
 
     @model_validator(mode="after")
     def _has_its_value(self) -> "SignalRequest":
@@ -66,6 +72,7 @@ class Signalled(Accepted):
     responses=documented(BAD_REQUEST, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, INVALID),
 )
 async def send(
+    request: Request,
     live: Live,
     id: Id,
     name: Annotated[SignalName, Path(description="The step that waits, or the signal that it waits for.", examples=["approve"])],
@@ -82,6 +89,8 @@ async def send(
 ) -> Response:
     """Decide on an approval, or send a signal that a step waits for. One that comes early is kept; the first one counts."""
     said = {} if wanted is None else wanted.model_dump()
+    if request.state.caller is not None:
+        said["by"] = request.state.caller[:200]
     key = f"call#{ULID()}" if idempotency_key is None else f"key#{idempotency_key}"
     payload = WorkflowSignalled(workflow=id, name=name, **said)
     try:

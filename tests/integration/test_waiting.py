@@ -171,6 +171,14 @@ async def test_an_approval_over_http_is_shown_decided_and_kept_with_its_author(t
     assert said.data == {"name": "ask", "decision": "amend", "by": "ann", "comment": "name"}
 
 
+async def test_who_shows_a_key_cannot_decide_in_the_name_of_another(team: Live, client: httpx.AsyncClient) -> None:
+    await asked(team)
+    shown = {"authorization": f"Bearer {await team.runtime.store.keys.add('desk', 'submit')}"}
+    answer = await client.post(f"{PATH}/signals/ask", json={"decision": "approve", "by": "the boss"}, headers=shown)
+    assert answer.status_code == 202
+    assert (await step_of(team, "ask"))["output"]["by"] == "desk"
+
+
 async def test_a_repeated_call_is_the_same_signal_and_another_comes_too_late(team: Live, client: httpx.AsyncClient) -> None:
     await asked(team)
     for _ in range(2):
