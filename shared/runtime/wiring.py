@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from shared.bus import Bus, open_bus
 from shared.clock import Clock, SystemClock
@@ -168,8 +168,7 @@ class Runtime:
         return builtin(search=self._search if stored else None)
 
     async def _search(self, query: str, limit: int) -> "Sequence[Mapping[str, Any]]":
-        found: Sequence[Mapping[str, Any]] = await cast(Any, self.store).search_documents(query, limit)
-        return found
+        return await self.store.search_documents(query, limit)
 
     @property
     def asked_models(self) -> tuple[str, ...]:
