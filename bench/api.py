@@ -127,7 +127,13 @@ def measure(port: int, pid: int) -> None:
 @contextmanager
 def _platform() -> Iterator[tuple[int, int]]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        environment = {**os.environ, "AGENT_TEAM_HOME": home, "MAX_CONCURRENT_PIPELINES": "1", "AGENT_BUS_PROVIDER": "memory"}
+        environment = {
+            **os.environ,
+            "AGENT_TEAM_HOME": home,
+            "MAX_CONCURRENT_PIPELINES": "1",
+            "AGENT_BUS_PROVIDER": "memory",
+            "API_RATE_PER_MINUTE": "100000000",
+        }
         command = [sys.executable, "-m", "shared.cli", "serve", "--port", "0"]
         process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         try:
