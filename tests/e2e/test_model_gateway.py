@@ -128,11 +128,17 @@ async def test_a_refused_key_is_shown_once(simulator: Simulator) -> None:
 
 @pytest.mark.parametrize("kind", [Kind.DEADLINE, Kind.DROPPED, Kind.UNAVAILABLE])
 async def test_what_fails_in_passing_is_asked_four_times_after_the_promised_delays(simulator: Simulator, kind: Kind) -> None:
-    simulator.fail(Fault(kind=kind, next=4))
-    async with asking(simulator, models=(MODEL,)) as model:
-        with pytest.raises(ModelUnavailable):
-            await model.generate(ASKED)
-    gaps = [later - earlier for earlier, later in itertools.pairwise(simulator.ledger[MODEL].arrivals)]
+    rounds = []
+    for _ in range(2):
+        simulator.reset()
+        simulator.fail(Fault(kind=kind, next=4))
+        async with asking(simulator, models=(MODEL,)) as model:
+            with pytest.raises(ModelUnavailable):
+                await model.generate(ASKED)
+        rounds.append([later - earlier for earlier, later in itertools.pairwise(simulator.ledger[MODEL].arrivals)])
+    assert [len(gaps) for gaps in rounds] == [3, 3]
+    # A machine that is busy with something else makes a gap longer, never shorter.
+    gaps = [min(pair) for pair in zip(*rounds, strict=True)]
     assert gaps == [pytest.approx(seconds, rel=0.2) for seconds in (0.2, 0.4, 0.8)]
 
 
