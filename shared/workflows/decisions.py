@@ -13,7 +13,7 @@ from shared.errors import AgentTeamError, InputError
 from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
-from shared.workflows.patterns import Child, expand
+from shared.workflows.patterns import Child, Completed, Expanded, Stage, expand
 from shared.workflows.suggestions import quoted
 from shared.workflows.waiting import begin, ended, is_wait
 
@@ -26,9 +26,9 @@ _NOTHING: dict[str, Any] = {}
 def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
     """What a `dispatch` command comes to: the message for the agent, or an event for `advance`.
 
-    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a pattern),
-    `step.waiting` (for people, time or a signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a
-    template looks up what is not there.
+    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a stage of a pattern),
+    `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a signal), what comes of such a wait once it
+    is over, and `step.failed`, permanently, when a template looks up what is not there.
     """
     spec = command["spec"]
     if command.get("woken") is not None:
@@ -42,8 +42,7 @@ def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
         if "for_each" in spec:
             return _event("step.expanded", command, children=_for_each(command), join="*")
         if "pattern" in spec:
-            children, join = expand(spec["pattern"], command["step"], render(spec["with"], _context(command)))
-            return _event("step.expanded", command, children=children, join=join)
+            return _staged(command, expand(spec["pattern"], _stage(command)))
         if "template" in spec:
             return _dispatched(command, render(spec["template"], _context(command)), _NOTHING)
     except InputError as exc:
@@ -115,6 +114,23 @@ def _event(kind: str, command: Mapping[str, Any], **details: Any) -> dict[str, A
 
 def _error(exc: AgentTeamError) -> dict[str, str]:
     return {"type": exc.code, "message": str(exc)[:2000]}
+
+
+def _stage(command: Mapping[str, Any]) -> Stage:
+    spec = command["spec"]
+    return Stage(
+        step=command["step"],
+        values=render(spec["with"], _context(command)),
+        state=spec.get("state"),
+        upstream=command["upstream"],
+        remaining=command["remaining"],
+    )
+
+
+def _staged(command: Mapping[str, Any], outcome: Expanded | Completed) -> dict[str, Any]:
+    if isinstance(outcome, Completed):
+        return _event("step.completed", command, output=outcome.output)
+    return _event("step.expanded", command, children=outcome.children, join=outcome.join)
 
 
 def _context(command: Mapping[str, Any]) -> dict[str, Any]:

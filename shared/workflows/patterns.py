@@ -6,7 +6,7 @@ never written into a template, where they would be evaluated.
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from shared.errors import InputError
@@ -27,13 +27,43 @@ class Parameter:
 
 
 @dataclass(frozen=True, slots=True)
+class Stage:
+    """Where a pattern stands: a step of it that is about to be decided on.
+
+    A child may be a stage of its own (`spec.pattern`): it is decided on once what it needs has ended, and becomes further steps or
+    the result. `state` is what the stage before left for it, and `upstream` the outputs of the steps it needs, by their full ids.
+    """
+
+    step: str
+    values: Mapping[str, Any]
+    state: Any = None
+    upstream: Mapping[str, Any] = field(default_factory=dict)
+    remaining: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Expanded:
+    """The stage becomes `children`; `join` says what its output becomes when they ended (as in StepCompleted, with full ids)."""
+
+    children: list[Child]
+    join: str
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """The stage is over: its output."""
+
+    output: Any
+
+
+@dataclass(frozen=True, slots=True)
 class Pattern:
-    """A named way of working together. `expand` gets the parent's id and all parameters, and returns children and join."""
+    """A named way of working together. `expand` is a pure function from a stage, with all parameters, to what comes of it."""
 
     name: str
     agents: tuple[str, ...]
     parameters: Mapping[str, Parameter]
-    expand: Callable[[str, Mapping[str, Any]], tuple[list[Child], str]]
+    expand: Callable[[Stage], Expanded | Completed]
 
     def problems(self, values: Mapping[str, Any], *, rendered: bool) -> Iterator[tuple[str, str]]:
         """What is wrong with `values`, by key. Unless they are rendered, those that hold look-ups are taken on trust."""
@@ -58,15 +88,15 @@ class Pattern:
         return {key: self.parameters[key].default if value is None else value for key, value in given.items()}
 
 
-def expand(name: str, parent: str, values: Mapping[str, Any]) -> tuple[list[Child], str]:
-    """The children of step `parent` under pattern `name`, and the id of the child whose output becomes the parent's.
+def expand(name: str, stage: Stage) -> Expanded | Completed:
+    """What comes of a stage of pattern `name`.
 
-    Raises InputError for a pattern that is not there or rendered `values` that do not fit it.
+    Raises InputError for a pattern that is not there or rendered values that do not fit it.
     """
     pattern = PATTERNS.get(name)
     if pattern is None:
         raise InputError(f"there is no pattern {quoted(name)}, {suggestion(name, PATTERNS, what='patterns')}")
-    return pattern.expand(parent, pattern.complete(values))
+    return pattern.expand(replace(stage, values=pattern.complete(stage.values)))
 
 
 def _has_places(value: Any) -> bool:
@@ -91,8 +121,9 @@ def _sides_objection(value: Any) -> str | None:
     return None if fits else "a list of 2 to 8 different names of letters, digits, _ and -"
 
 
-def _debate(parent: str, values: Mapping[str, Any]) -> tuple[list[Child], str]:
+def _debate(stage: Stage) -> Expanded:
     """Each round, one critic per side sees all arguments of the round before; then a judge sees them all."""
+    parent, values = stage.step, stage.values
     subject, sides = values["subject"], values["sides"]
     children: list[Child] = []
     heard: list[dict[str, Any]] = []
@@ -108,7 +139,7 @@ def _debate(parent: str, values: Mapping[str, Any]) -> tuple[list[Child], str]:
         heard += said
     verdict = f"{parent}/verdict"
     children.append(_member(verdict, "judge", {"subject": subject}, heard, parent))
-    return children, verdict
+    return Expanded(children, join=verdict)
 
 
 def _member(child: str, agent: str, item: dict[str, Any], arguments: list[dict[str, Any]], parent: str) -> Child:

@@ -25,7 +25,7 @@ return status in ('SUCCESS', 'FAILED', 'SKIPPED', 'CANCELLED');
 
 create function _is_decided(s steps) returns boolean
 language sql immutable
-return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED') or s.signal is not null and s.status = 'SUCCESS';
+return s.children is not null or s.status in ('FAILED', 'SKIPPED', 'CANCELLED') or s.status = 'SUCCESS' and s.agent like '%:%';
 
 -- A lease covers the work and the way there: a message may wait for a free instance, and starting again early would do work twice.
 create function _lease(timeout_seconds double precision) returns interval

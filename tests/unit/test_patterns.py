@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from shared.errors import InputError
 from shared.templates import paths, render
 from shared.workflows import PATTERNS
-from shared.workflows.patterns import expand
+from shared.workflows.patterns import Expanded, Stage, expand
+
+
+def debate(step: str, values: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    outcome = expand("debate", Stage(step, values))
+    assert isinstance(outcome, Expanded)
+    return outcome.children, outcome.join
 
 
 def by_id(children: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -17,7 +23,7 @@ def by_id(children: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_debate_is_two_rounds_of_two_sides_and_a_verdict() -> None:
-    children, join = expand("debate", "debate", {"subject": "s"})
+    children, join = debate("debate", {"subject": "s"})
     assert [(child["id"], child["agent"]) for child in children] == [
         ("debate/r1-for", "critic"),
         ("debate/r1-against", "critic"),
@@ -30,14 +36,14 @@ def test_a_debate_is_two_rounds_of_two_sides_and_a_verdict() -> None:
 
 
 def test_the_sides_of_a_round_argue_in_parallel_after_the_round_before() -> None:
-    steps = by_id(expand("debate", "d", {"subject": "s"})[0])
+    steps = by_id(debate("d", {"subject": "s"})[0])
     assert steps["d/r1-for"]["needs"] == []
     assert steps["d/r2-for"]["needs"] == steps["d/r2-against"]["needs"] == ["d/r1-for", "d/r1-against"]
     assert steps["d/verdict"]["needs"] == ["d/r1-for", "d/r1-against", "d/r2-for", "d/r2-against"]
 
 
 def test_a_critic_sees_the_subject_its_side_and_the_arguments_of_the_round_before() -> None:
-    spec = by_id(expand("debate", "d", {"subject": {"text": "t"}, "rounds": 3})[0])["d/r3-against"]["spec"]
+    spec = by_id(debate("d", {"subject": {"text": "t"}, "rounds": 3})[0])["d/r3-against"]["spec"]
     steps = {f"d/r{number}-{side}": {"output": f"{side} {number}"} for number in (1, 2) for side in ("for", "against")}
     assert render(spec["template"], {"item": spec["item"], "steps": steps}) == {
         "subject": {"text": "t"},
@@ -48,7 +54,7 @@ def test_a_critic_sees_the_subject_its_side_and_the_arguments_of_the_round_befor
 
 
 def test_the_judge_sees_the_subject_and_all_arguments() -> None:
-    spec = by_id(expand("debate", "d", {"subject": "s", "sides": ["a", "b", "c"]})[0])["d/verdict"]["spec"]
+    spec = by_id(debate("d", {"subject": "s", "sides": ["a", "b", "c"]})[0])["d/verdict"]["spec"]
     steps = {f"d/r{number}-{side}": {"output": side * number} for number in (1, 2) for side in "abc"}
     rendered = render(spec["template"], {"item": spec["item"], "steps": steps})
     assert rendered["subject"] == "s"
@@ -56,13 +62,13 @@ def test_the_judge_sees_the_subject_and_all_arguments() -> None:
 
 
 def test_a_debate_within_a_map_keeps_its_own_names() -> None:
-    children, join = expand("debate", "debates/3", {"subject": "s", "rounds": 1})
+    children, join = debate("debates/3", {"subject": "s", "rounds": 1})
     assert [child["id"] for child in children] == ["debates/3/r1-for", "debates/3/r1-against", "debates/3/verdict"]
     assert join == "debates/3/verdict"
 
 
 def test_null_parameters_take_their_defaults() -> None:
-    assert len(expand("debate", "d", {"subject": "s", "rounds": None, "sides": None})[0]) == 5
+    assert len(debate("d", {"subject": "s", "rounds": None, "sides": None})[0]) == 5
 
 
 @given(
@@ -72,7 +78,7 @@ def test_null_parameters_take_their_defaults() -> None:
 )
 def test_every_debate_is_ordered_and_looks_up_only_what_it_needs(subject: Any, rounds: int, sides: list[str]) -> None:
     parent = "debate/0"
-    children, join = expand("debate", parent, {"subject": subject, "rounds": rounds, "sides": sides})
+    children, join = debate(parent, {"subject": subject, "rounds": rounds, "sides": sides})
     assert len(children) == rounds * len(sides) + 1 == len(by_id(children))
     assert children[-1]["id"] == join
     earlier: set[str] = set()
@@ -109,13 +115,13 @@ def test_every_debate_is_ordered_and_looks_up_only_what_it_needs(subject: Any, r
 )
 def test_parameters_that_do_not_fit_are_refused(values: dict[str, Any], reason: str) -> None:
     with pytest.raises(InputError) as refused:
-        expand("debate", "d", values)
+        debate("d", values)
     assert reason in str(refused.value)
 
 
 def test_all_wrong_parameters_are_named_on_one_line() -> None:
     with pytest.raises(InputError, match=r"'rounds' of .*; .*'sides' of .*; .* needs a value for 'subject'"):
-        expand("debate", "d", {"rounds": 0, "sides": 1})
+        debate("d", {"rounds": 0, "sides": 1})
 
 
 def test_before_rendering_look_ups_are_taken_on_trust_and_literals_are_not() -> None:
@@ -126,7 +132,7 @@ def test_before_rendering_look_ups_are_taken_on_trust_and_literals_are_not() -> 
 
 def test_an_unknown_pattern_is_refused() -> None:
     with pytest.raises(InputError, match=r"there is no pattern 'debat', did you mean 'debate'\?"):
-        expand("debat", "d", {})
+        expand("debat", Stage("d", {}))
 
 
 @pytest.mark.parametrize("pattern", PATTERNS.values(), ids=str)
