@@ -7,7 +7,7 @@ SIMULATE ?=
 # pinned one and then refuse it for want of a hash. `make check` proves that nothing is missing.
 PIP    := .venv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps
 
-.PHONY: run serve setup setup-dev test check bench requirements docs clean
+.PHONY: run serve setup setup-dev test check check-infra bench requirements docs clean
 
 run: setup  ## Run a brief through the team, print progress and the report.
 	@./agent-team run report --input "$(BRIEF)"
@@ -28,6 +28,14 @@ check: setup-dev  ## Lint, format, types, floors, requirements.
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
+
+check-infra: setup-dev .venv-checkov/.setup  ## Terraform and the security scan, offline.
+	.venv/bin/python -m pytest -q tests/infra
+
+.venv-checkov/.setup: infra/requirements-checkov.txt
+	@$(PYTHON) -m venv --clear .venv-checkov
+	@.venv-checkov/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r $<
+	@touch $@
 
 bench: setup-dev  ## The benchmark: a table, and JSON in bench/results/. BUS=redis: workers on Redis alone.
 	@.venv/bin/python -m bench $(if $(filter redis,$(BUS)),steps_redis)
@@ -53,9 +61,11 @@ requirements: setup-dev  ## Compile the pinned requirements from pyproject.toml.
 		--custom-compile-command "make requirements" -o requirements.txt pyproject.toml
 	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev \
 		--constraint requirements.txt --custom-compile-command "make requirements" -o requirements-dev.txt pyproject.toml
+	echo checkov | .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make requirements" -o infra/requirements-checkov.txt -
 
 docs: setup  ## Write docs/api.md from the API's own description.
 	@.venv/bin/python -m functions.gateway.reference > docs/api.md
 
 clean:  ## Remove what setup and tests made; the platform's data stays.
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*
+	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

@@ -13,6 +13,7 @@ from shared.runtime.letters import DEAD_LETTERS
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 
 _Topic = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,200}$")]
+_Published = Annotated[str, Field(pattern=r"^([a-z][a-z0-9-]{2,200}|agent-\*)$")]
 
 
 class Trigger(BaseModel):
@@ -48,6 +49,8 @@ class FunctionSpec(BaseModel):
     max_attempts: int = Field(default=10, ge=5, le=100)
     min_backoff_seconds: float = Field(default=2, ge=0, le=600)
     max_backoff_seconds: float = Field(default=600, ge=0, le=600)
+    publishes: tuple[_Published, ...] = ()
+    """Topics that its account may publish to; `agent-*` are those of all agents."""
     secrets: tuple[str, ...] = ()
 
     @property

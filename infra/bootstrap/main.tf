@@ -1,0 +1,122 @@
+# Once per project, by its owner, with the state on their own disk: what the other folder and the pipeline need to work at all.
+
+terraform {
+  required_version = ">= 1.9"
+
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = "~> 6.50"
+    }
+  }
+}
+
+provider "google" {
+  project = var.project_id
+  region  = var.region
+}
+
+variable "project_id" {
+  description = "Google Cloud project that the platform goes into."
+  type        = string
+
+  validation {
+    condition     = can(regex("^[a-z][a-z0-9-]{4,28}[a-z0-9]$", var.project_id))
+    error_message = "The project id must be 6 to 30 lower-case letters, digits and hyphens, and begin with a letter."
+  }
+}
+
+variable "region" {
+  description = "Region of the state's bucket."
+  type        = string
+  default     = "us-central1"
+
+  validation {
+    condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
+    error_message = "The region must look like us-central1."
+  }
+}
+
+locals {
+  apis = toset([
+    "artifactregistry.googleapis.com",
+    "billingbudgets.googleapis.com",
+    "cloudbuild.googleapis.com",
+    "cloudresourcemanager.googleapis.com",
+    "cloudscheduler.googleapis.com",
+    "compute.googleapis.com",
+    "containerscanning.googleapis.com",
+    "firestore.googleapis.com",
+    "iam.googleapis.com",
+    "logging.googleapis.com",
+    "monitoring.googleapis.com",
+    "pubsub.googleapis.com",
+    "redis.googleapis.com",
+    "run.googleapis.com",
+    "secretmanager.googleapis.com",
+    "servicenetworking.googleapis.com",
+    "storage.googleapis.com",
+  ])
+
+  # What the pipeline does: push an image, deploy services and jobs, read metrics to judge a canary, write its log.
+  builder_roles = toset([
+    "roles/artifactregistry.writer",
+    "roles/logging.logWriter",
+    "roles/monitoring.viewer",
+    "roles/ondemandscanning.admin",
+    "roles/run.developer",
+  ])
+}
+
+resource "google_project_service" "api" {
+  for_each = local.apis
+
+  service            = each.key
+  disable_on_destroy = false
+}
+
+resource "google_storage_bucket" "state" {
+  name                        = "${var.project_id}-terraform-state"
+  location                    = var.region
+  uniform_bucket_level_access = true
+  public_access_prevention    = "enforced"
+
+  versioning {
+    enabled = true
+  }
+
+  lifecycle_rule {
+    action {
+      type = "Delete"
+    }
+
+    condition {
+      num_newer_versions = 50
+    }
+  }
+}
+
+resource "google_service_account" "builder" {
+  account_id   = "builder"
+  display_name = "Builds, tests and deploys"
+
+  depends_on = [google_project_service.api]
+}
+
+resource "google_project_iam_member" "builder" {
+  for_each = local.builder_roles
+
+  project = var.project_id
+  role    = each.key
+  member  = google_service_account.builder.member
+}
+
+output "builder" {
+  description = "Account that the pipeline's trigger runs as."
+  value       = google_service_account.builder.email
+}
+
+output "state_bucket" {
+  description = "Bucket for `terraform init -backend-config=bucket=…`."
+  value       = google_storage_bucket.state.name
+}
