@@ -23,6 +23,7 @@ from shared.cli import (
     serve,
     show,
     signal,
+    smoke,
     submit,
     watch,
     worker,
@@ -57,3 +58,4 @@ app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
 app.command()(purge.purge)
 app.command()(doctor.doctor)
+app.command(epilog=smoke.EPILOG)(smoke.smoke)

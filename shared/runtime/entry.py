@@ -1,6 +1,6 @@
 """Entry points: what functions-framework finds in a function's `main`, and what the local platform asks it for.
 
-Under functions-framework the entry point serves the push door over HTTP. The local platform takes the same handlers from
+Under functions-framework the entry point serves the push door over HTTP, and says with GET which function it is. The local platform takes the same handlers from
 `Function.handlers` and joins them to its bus without HTTP in between.
 """
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp
 
 from shared.bus import Handler
@@ -122,6 +123,10 @@ def _entry(function: Function) -> HttpFunction:
         if function.app is not None:
             return app()
         live = runtime(function.name)
+        if request.method == "GET":
+            # Whoever releases it asks each new revision first: with its settings whole and its prompt read, it says who it is.
+            handlers()
+            return JSONResponse({"status": "ok", "function": function.name})
         return await push(request, handlers(), max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
 
     # functions-framework knows a function by its name.
