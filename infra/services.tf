@@ -16,6 +16,7 @@ locals {
       MAX_CONCURRENT_PIPELINES = tostring(var.max_concurrent_pipelines)
       NODE_ENV                 = "production"
       OUTPUTS_URL              = "gs://${google_storage_bucket.outputs.name}"
+      PUSH_VERIFIED_BY         = "cloud-run"
       PUBLIC_URL               = "https://${var.domain}"
       SENTRY_ENVIRONMENT       = var.environment
       SUPABASE_URL             = var.supabase_url

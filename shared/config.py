@@ -163,6 +163,8 @@ class Settings(BaseSettings):
     push_audience: Annotated[Text | None, _expect("the audience that the push subscriptions ask tokens for")] = None
     """When it is given, the push door takes only requests with a token that Google signed for it."""
     push_service_account: Annotated[Text | None, _expect("the email of the service account that pushes")] = None
+    push_verified_by: Annotated[Literal["door", "cloud-run"], BeforeValidator(_lower), _expect("door or cloud-run")] = "door"
+    """Who verifies the signature of that token. `cloud-run` only where its IAM check of callers is on and nobody gets past it."""
     api_audience: Annotated[Text | None, _expect("the audience of the Google identity tokens that callers of the API show")] = None
     """When it is given, the API also takes tokens that Google signed for it, in the name of one of `API_CALLERS`."""
     api_callers: Callers = Field(default_factory=dict)

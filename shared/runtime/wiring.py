@@ -210,7 +210,9 @@ class Runtime:
             raise ConfigurationError("PUSH_AUDIENCE is given and PUSH_SERVICE_ACCOUNT is not; set it to the account that pushes")
         from shared.runtime.oidc import PushTokens
 
-        return PushTokens(audience, service_account, self.clock)
+        return PushTokens(
+            audience, service_account, self.clock, verified_by_cloud_run=self.settings.push_verified_by == "cloud-run"
+        )
 
     @cached_property
     def api_tokens(self) -> "IdentityTokens | None":

@@ -66,6 +66,7 @@ DEFAULTS = {
     "CLOUDFLARE_ZONE_ID": "",
     "PUSH_AUDIENCE": "",
     "PUSH_SERVICE_ACCOUNT": "",
+    "PUSH_VERIFIED_BY": "door",
     "API_AUDIENCE": "",
     "API_CALLERS": "",
     "API_RATE_PER_MINUTE": "100",

@@ -213,6 +213,28 @@ async def test_a_signature_that_cloud_run_took_away_is_explained(tokens: PushTok
         await tokens.check("Bearer " + token().rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE")
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, {"aud": "another"}, {"email": "somebody@else"}, {"exp": 1}, {"iss": "https://evil.example"}]
+)
+async def test_what_cloud_run_verified_is_believed_where_it_is_said_to_and_held_to_its_claims(
+    clock: ManualClock, wrong: dict[str, Any] | None
+) -> None:
+    believing = PushTokens(AUDIENCE, ACCOUNT, clock, verified_by_cloud_run=True)
+    header = "Bearer " + token(**(wrong or {})).rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"
+    if wrong is None:
+        await believing.check(header)
+    else:
+        with pytest.raises(EnvelopeRejected):
+            await believing.check(header)
+
+
+async def test_a_token_that_kept_its_signature_is_verified_there_too(clock: ManualClock, google: Google) -> None:
+    believing = PushTokens(AUDIENCE, ACCOUNT, clock, Certificates(clock, google), verified_by_cloud_run=True)
+    await believing.check("Bearer " + token())
+    with pytest.raises(EnvelopeRejected, match="signature"):
+        await believing.check("Bearer " + token().rpartition(".")[0] + "." + "A" * 342)
+
+
 async def test_certificates_are_kept_as_long_as_google_allows(tokens: PushTokens, google: Google, clock: ManualClock) -> None:
     for number in range(5):
         await tokens.check(f"Bearer {token(sub=str(number))}")
