@@ -18,8 +18,9 @@ COPY workflows workflows
 COPY supabase supabase
 RUN python -m compileall -q .
 
-# The nightly backup: the command line, and the dump of PostgreSQL.
-FROM project AS backup
+# What jobs run, the nightly backup and the smoke test: the command line, and PostgreSQL's own dump.
+FROM project AS tools
+COPY infra/environments infra/environments
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates curl gnupg \
     && install -d /usr/share/postgresql-common/pgdg \
     && curl -fsSo /usr/share/postgresql-common/pgdg/apt.postgresql.org.asc https://www.postgresql.org/media/keys/ACCC4CF8.asc \

@@ -2,7 +2,8 @@
 """Releases an image to every function: without traffic, then to a few of the requests, then to all. Needs gcloud and Python alone.
 
     release.py record   --state FILE              which revisions serve now; done before anything is changed
-    release.py deploy   --image IMAGE --tag TAG   a new revision of every function (and of the backup job), without traffic
+    release.py deploy   --image IMAGE --tag TAG   a new revision of every function, without traffic; the nightly backup's new image
+    release.py smoke    --image IMAGE --tag TAG   each new revision is asked, by a job inside the project
     release.py canary   --state FILE --tag TAG    10, 50, 100 % of the traffic, each watched; what goes wrong is rolled back
     release.py rollback --state FILE              all traffic back to the recorded revisions
     release.py rollback                           the same without a record: back to the revisions before the newest
@@ -69,10 +70,10 @@ class Failure(Exception):
 class Release:
     """One project's services. Every call of gcloud is logged before it is made."""
 
-    def __init__(self, *, project: str, region: str, monitoring: str, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(self, *, project: str, region: str, monitoring: str, look_seconds: float = LOOK_SECONDS) -> None:
         self._where = ["--project", project, "--region", region, "--quiet"]
         self._monitoring = f"{monitoring}/v1/projects/{project}/location/global/prometheus/api/v1/query"
-        self._sleep = sleep
+        self._look_seconds = look_seconds
         self.services = {folder.name.replace("_", "-"): folder.name for folder in _functions()}
 
     def record(self) -> dict[str, str]:
@@ -91,8 +92,14 @@ class Release:
             self._gcloud("run", "deploy", service, *revision, *target)
 
         list(self._each(self.services, one))
-        self._gcloud("run", "jobs", "update", "backup", "--image", f"{image}-backup")
+        self._gcloud("run", "jobs", "update", "backup", "--image", f"{image}-tools")
         say(f"deployed {len(self.services)} services as {tag}, without traffic")
+
+    def smoke(self, image: str, tag: str) -> None:
+        """Each new revision is asked before anybody's request gets to it: from inside, since nobody else is let in."""
+        self._gcloud("run", "jobs", "update", "smoke", "--image", f"{image}-tools", f"--args=smoke,--revisions,{tag}")
+        self._gcloud("run", "jobs", "execute", "smoke", "--wait")
+        say(f"every revision of {tag} answered")
 
     def canary(self, tag: str, before: Mapping[str, str], *, watch_seconds: float = WATCH_SECONDS) -> None:
         """More and more traffic for `tag`. Raises Failure after it rolled everything back because something was bad."""
@@ -128,8 +135,8 @@ class Release:
     def _watch(self, tag: str, seconds: float) -> None:
         unanswered, left = 0, seconds
         while left > 0:
-            self._sleep(min(LOOK_SECONDS, left))
-            left -= LOOK_SECONDS
+            time.sleep(min(self._look_seconds, left))
+            left -= self._look_seconds
             try:
                 self._look(tag)
                 unanswered = 0
@@ -217,25 +224,28 @@ def _suffix(tag: str) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """0 when it is done, 1 when it failed or was rolled back, 2 for a wrong call."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("verb", choices=["record", "deploy", "canary", "rollback"])
+    parser.add_argument("verb", choices=["record", "deploy", "smoke", "canary", "rollback"])
     parser.add_argument("--project", required=True)
     parser.add_argument("--region", required=True)
     parser.add_argument("--state", type=Path, help="file of the recorded revisions")
     parser.add_argument("--image", help="image by tag or digest")
     parser.add_argument("--tag", help="tag of the new revisions: c-<short commit id>")
     parser.add_argument("--watch-seconds", type=float, default=WATCH_SECONDS, help="how long each stage is watched")
+    parser.add_argument("--look-seconds", type=float, default=LOOK_SECONDS, help="time between two looks")
     parser.add_argument("--monitoring", default="https://monitoring.googleapis.com", help="address of the Monitoring API")
     given = parser.parse_args(arguments)
-    needed = {"record": ["state"], "deploy": ["image", "tag"], "canary": ["state", "tag"], "rollback": []}[given.verb]
+    needed = {"record": ["state"], "deploy": ["image", "tag"], "smoke": ["image", "tag"], "canary": ["state", "tag"], "rollback": []}[given.verb]
     if missing := [f"--{name}" for name in needed if getattr(given, name) is None]:
         parser.error(f"{given.verb} needs {' and '.join(missing)}")
     try:
-        release = Release(project=given.project, region=given.region, monitoring=given.monitoring)
+        release = Release(project=given.project, region=given.region, monitoring=given.monitoring, look_seconds=given.look_seconds)
         match given.verb:
             case "record":
                 given.state.write_text(json.dumps(release.record(), indent=1), encoding="utf-8")
             case "deploy":
                 release.deploy(given.image, given.tag)
+            case "smoke":
+                release.smoke(given.image, given.tag)
             case "canary":
                 release.canary(given.tag, _read(given.state), watch_seconds=given.watch_seconds)
             case _:

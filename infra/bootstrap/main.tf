@@ -16,6 +16,26 @@ provider "google" {
   region  = var.region
 }
 
+variable "domain" {
+  description = "Host name of the gateway, which the pipeline asks at its end."
+  type        = string
+
+  validation {
+    condition     = can(regex("^([a-z0-9]([a-z0-9-]*[a-z0-9])?\\.)+[a-z]{2,}$", var.domain))
+    error_message = "The domain must be a host name such as agents.example.com, without a scheme."
+  }
+}
+
+variable "environment" {
+  description = "Which of the environments this project is."
+  type        = string
+
+  validation {
+    condition     = contains(["staging", "production"], var.environment)
+    error_message = "The environment must be staging or production."
+  }
+}
+
 variable "project_id" {
   description = "Google Cloud project that the platform goes into."
   type        = string
@@ -35,6 +55,12 @@ variable "region" {
     condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
     error_message = "The region must look like us-central1."
   }
+}
+
+variable "repository" {
+  description = "Connected repository (projects/…/locations/…/connections/…/repositories/…) whose commits are released; empty for none yet."
+  type        = string
+  default     = ""
 }
 
 locals {
@@ -109,6 +135,47 @@ resource "google_project_iam_member" "builder" {
   project = var.project_id
   role    = each.key
   member  = google_service_account.builder.member
+}
+
+# The pipeline runs as an account of its own, deploys services that run as theirs, and keeps what a release replaced.
+resource "google_project_iam_member" "builder_acts_as_functions" {
+  project = var.project_id
+  role    = "roles/iam.serviceAccountUser"
+  member  = google_service_account.builder.member
+}
+
+resource "google_storage_bucket_iam_member" "builder_state" {
+  bucket = google_storage_bucket.state.name
+  role   = "roles/storage.objectCreator"
+  member = google_service_account.builder.member
+}
+
+resource "google_cloudbuild_trigger" "release" {
+  count = var.repository == "" ? 0 : 1
+
+  name            = "release-${var.environment}"
+  description     = "Every commit on main; production asks for an approval first."
+  location        = var.region
+  service_account = google_service_account.builder.id
+  filename        = "cloudbuild.yaml"
+
+  substitutions = {
+    _ENVIRONMENT = var.environment
+    _REGION      = var.region
+    _URL         = "https://${var.domain}"
+  }
+
+  repository_event_config {
+    repository = var.repository
+
+    push {
+      branch = "^main$"
+    }
+  }
+
+  approval_config {
+    approval_required = var.environment == "production"
+  }
 }
 
 output "builder" {

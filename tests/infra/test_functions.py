@@ -108,6 +108,17 @@ def test_folders_and_files_bring_their_resources_and_take_them_along(
     assert not [address for address in after.keys() & before.keys() if after[address] != before[address]]
 
 
+def test_only_who_has_to_calls_a_function(plan: Plan) -> None:
+    over_http = {name for name, spec in SPECS.items() if any(trigger.http for trigger in spec.triggers)}
+    timed = {name for name, spec in SPECS.items() if any(trigger.schedule for trigger in spec.triggers)}
+    pushed = {name for name, spec in SPECS.items() if spec.subscriptions()}
+    callers = {"edge": over_http, "pusher": pushed, "scheduler": timed, "smoke": SPECS.keys()}
+    kind = "google_cloud_run_v2_service_iam_member"
+    assert {address for address in plan if address.startswith(f"{kind}.")} == {
+        f'{kind}.{caller}["{name}"]' for caller, names in callers.items() for name in names
+    }
+
+
 def test_every_metric_is_read_from_the_log_with_its_labels(plan: Plan) -> None:
     declared = {metric.name: set(metric.labels) for metric in DECLARED}
     assert keys(plan, "google_logging_metric.metric") == declared.keys()
