@@ -56,13 +56,13 @@ setup-dev: .venv/.setup-dev
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
+COMPILE := .venv/bin/uv pip compile --quiet --generate-hashes --no-emit-index-url --custom-compile-command "make requirements"
+
 requirements: setup-dev  ## Compile the pinned requirements from pyproject.toml.
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make requirements" -o requirements.txt pyproject.toml
-	.venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --extra dev \
-		--constraint requirements.txt --custom-compile-command "make requirements" -o requirements-dev.txt pyproject.toml
-	echo checkov | .venv/bin/uv pip compile --quiet --python-version 3.11 --generate-hashes --no-emit-index-url \
-		--custom-compile-command "make requirements" -o infra/requirements-checkov.txt -
+	$(COMPILE) --universal --python-version 3.11 --extra local -o requirements.txt pyproject.toml
+	$(COMPILE) --universal --python-version 3.11 --extra local --extra dev --constraint requirements.txt -o requirements-dev.txt pyproject.toml
+	$(COMPILE) --python-version 3.13 --python-platform linux --constraint requirements.txt -o requirements-cloud.txt pyproject.toml
+	echo checkov | $(COMPILE) --python-version 3.11 -o infra/requirements-checkov.txt -
 
 docs: setup  ## Write docs/api.md from the API's own description.
 	@.venv/bin/python -m functions.gateway.reference > docs/api.md

@@ -34,3 +34,10 @@ resource "google_secret_manager_secret_iam_member" "function" {
   role      = "roles/secretmanager.secretAccessor"
   member    = google_service_account.function[each.value.function].member
 }
+
+# The pipeline migrates the database before it deploys.
+resource "google_secret_manager_secret_iam_member" "builder" {
+  secret_id = google_secret_manager_secret.secret["DATABASE_URL"].id
+  role      = "roles/secretmanager.secretAccessor"
+  member    = "serviceAccount:builder@${var.project_id}.iam.gserviceaccount.com"
+}
