@@ -134,7 +134,8 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
         case "step.failed":
             return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
         case "step.skipped":
-            _ended(step, at, "skipped", "", note="its condition does not hold")
+            reason = data.get("reason")
+            _ended(step, at, "skipped", "", note="its condition does not hold" if reason in (None, "when") else str(reason))
             return f"skipped: {step.note}"
         case "step.expanded":
             step.state, step.note = "waiting", f"waits for {counted(data['steps'], 'step')}"
