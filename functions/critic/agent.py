@@ -10,6 +10,7 @@ from typing import Any
 
 from shared.runtime import Result, Task, Team
 
+
 async def run(task: Task, team: Team) -> Result:
     """Ask the model once. Raises InputError when the subject or the side is missing."""
     given = task.input if isinstance(task.input, Mapping) else {}

@@ -27,9 +27,9 @@ def decide(command: Mapping[str, Any], *, switched_off: Mapping[str, str] = _NOT
     """What a `dispatch` command comes to: the message for the agent, or an event for `advance`.
 
     `switched_off` are the patterns that are not to be used here, and why; what has begun is brought to its end.
-    The events are `step.skipped` (its `when` is false, or its pattern is switched off), `step.expanded` (it is many steps: `for_each`,
-    or a stage of a pattern), `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a signal), what comes
-    of such a wait once it is over, and `step.failed`, permanently, when a template looks up what is not there.
+    The events are `step.skipped` (its `when` is false, or its pattern is switched off), `step.expanded` (it is many steps:
+    `for_each`, or a stage of a pattern), `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a
+    signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a template looks up what is not there.
     """
     spec = command["spec"]
     if command.get("woken") is not None:

@@ -38,9 +38,7 @@ class Verdict:
     changes: list[str]
 
 
-def argue(
-    subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], *, number: int = 1, position: str = ""
-) -> Argument:
+def argue(subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], *, number: int = 1, position: str = "") -> Argument:
     """The case of `side` in round `number`, from 1. Each round makes the next points; none that an earlier argument made.
 
     A side that has no points left concedes to the strongest one, if that is stronger than itself.

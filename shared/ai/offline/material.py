@@ -27,8 +27,8 @@ class Material:
     """A request's values, read for what the extractive model needs.
 
     The text is every string in the values that holds more than a word, except what says what to look for (`question`, `focus`, …)
-    and what was argued (`arguments`) by whom and judged by what. Without values it is what the prompt marks as untrusted, else the whole prompt.
-    `notice` is what ends the texts that are put together from it.
+    and what belongs to a debate about it: what was argued (`arguments`), by whom, and judged by what. Without values it is what the
+    prompt marks as untrusted, else the whole prompt. `notice` is what ends the texts that are put together from it.
     """
 
     def __init__(self, values: Mapping[str, Any], prompt: str, *, notice: str = NOTICE) -> None:
@@ -103,7 +103,11 @@ class Material:
     def _positions(self) -> dict[str, str]:
         """The sides of the debate by name, and what each stands for."""
         sides = self.values.get("sides")
-        named = [one for one in sides if isinstance(one, Mapping) and isinstance(one.get("name"), str)] if isinstance(sides, list) else []
+        named = (
+            [one for one in sides if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
+            if isinstance(sides, list)
+            else []
+        )
         return {one["name"]: str(one.get("position") or "") for one in named}
 
     @property
