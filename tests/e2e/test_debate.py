@@ -157,7 +157,7 @@ async def test_over_redis_a_debate_whose_platform_is_killed_asks_again_only_for_
                 first.process.kill()
                 await first.process.wait()
             async with serving(home, "--bus", "redis", **variables) as second:
-                [workflow] = await second.ended([id], within_seconds=120)
+                [workflow] = await second.ended([id], within_seconds=200)
                 assert await second.end() == 0
     assert (workflow["status"], workflow["output"]["rounds"]) == ("SUCCESS", 2)
     assert (workflow["usage"]["model_calls"], entry.calls) == (8, 10)
