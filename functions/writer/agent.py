@@ -16,11 +16,16 @@ async def run(task: Task, team: Team) -> Result:
     if "draft" in given:
         if given.get("verdict") is None:
             return Result(output=given["draft"])
-        values = {"plan": {}, "findings": [], **given, "stage": "final"}
+        values = {"plan": {}, "findings": [], **given, "stage": "final", "verdict": _without_transcript(given["verdict"])}
     else:
         values = {"draft": {}, "verdict": {}, **given, "stage": "draft"}
     values["findings"] = _found(values.get("findings"))
     return Result(output=await team.generate(values=values))
+
+
+def _without_transcript(verdict: Any) -> Any:
+    """What the debate came to. What was said on the way there is in its reasons, and would be paid for by the word."""
+    return {key: verdict[key] for key in verdict if key != "transcript"} if isinstance(verdict, Mapping) else verdict
 
 
 def _found(findings: Any) -> Any:

@@ -124,6 +124,12 @@ def what_it_waits_for(workflow: str, data: Mapping[str, Any]) -> str:
             return until.strip()
 
 
+def why_skipped(data: Mapping[str, Any]) -> str:
+    """What a `step.skipped` entry of the history says, for people."""
+    reason = data.get("reason")
+    return "its condition does not hold" if reason in (None, "when") else str(reason)
+
+
 def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str | None:
     data = entry["data"] if entry["data"] is not None else {}
     match entry["type"]:
@@ -134,7 +140,7 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
         case "step.failed":
             return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
         case "step.skipped":
-            _ended(step, at, "skipped", "", note="its condition does not hold")
+            _ended(step, at, "skipped", "", note=why_skipped(data))
             return f"skipped: {step.note}"
         case "step.expanded":
             step.state, step.note = "waiting", f"waits for {counted(data['steps'], 'step')}"

@@ -1,5 +1,6 @@
 """`agent-team show`: one workflow, its steps, and what they used."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,14 +35,37 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
     if url is not None or settings.agent_team_url is not None:
         async with open_gateway(settings, url) as gateway:
             document = await gateway.ask("GET", f"/v1/workflows/{id}")
+
+            async def page(after: int) -> list[dict[str, Any]]:
+                answer = await gateway.ask("GET", f"/v1/workflows/{id}/history", params={"after": after})
+                with gateway.understood():
+                    items: list[dict[str, Any]] = answer["items"]
+                return items
+
+            skipped = {} if as_json else await _skipped(document, page)
             with gateway.understood():
-                _tell(document, as_json=as_json)
+                _tell(document, skipped, as_json=as_json)
     else:
         async with open_here(settings) as live:
-            _tell(await live.store.get(id), as_json=as_json)
+            document = await live.store.get(id)
+            skipped = {} if as_json else await _skipped(document, lambda after: live.store.history(id, after=after))
+            _tell(document, skipped, as_json=as_json)
 
 
-def _tell(document: dict[str, Any], *, as_json: bool) -> None:
+async def _skipped(document: dict[str, Any], page: Callable[[int], Awaitable[list[dict[str, Any]]]]) -> dict[str, str]:
+    """Why each skipped step was; read from the history, a page at a time, where there are any."""
+    from shared.cli.progress import why_skipped
+
+    wanted = {step["id"] for step in document["steps"] if step["status"] == "SKIPPED"}
+    found: dict[str, str] = {}
+    after = 0
+    while wanted - found.keys() and (entries := await page(after)):
+        found |= {entry["step"]: why_skipped(entry["data"] or {}) for entry in entries if entry["type"] == "step.skipped"}
+        after = entries[-1]["seq"]
+    return found
+
+
+def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool) -> None:
     from shared.cli.output import one_line, printable, write_json, write_table
     from shared.cli.progress import what_it_waits_for
 
@@ -59,6 +83,9 @@ def _tell(document: dict[str, Any], *, as_json: bool) -> None:
         if step["waiting"] is not None:
             typer.echo("")
             typer.echo(printable(f"{step['id']} waits {what_it_waits_for(document['id'], step['waiting'])}"))
+    for id, reason in skipped.items():
+        typer.echo("")
+        typer.echo(one_line(f"{id} was skipped: {reason}", longest=600))
     typer.echo("")
     usages = [*sorted(document["models"].items()), ("total", document["usage"])]
     write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])

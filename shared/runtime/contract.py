@@ -53,6 +53,11 @@ class Team(Protocol):
         ...
 
     @property
+    def prompt(self) -> Prompt | None:
+        """The agent's own prompt.md; where a task needs a stricter schema, it is made from this one's."""
+        ...
+
+    @property
     def usage(self) -> Usage:
         """What this attempt has used so far."""
         ...

@@ -1,8 +1,9 @@
 """Carries out what `advance` commands: the door for whoever calls `advance` (orchestrator, gateway, intake, sweeper)."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from shared.bus import Bus, Message
@@ -17,18 +18,32 @@ from shared.workflows import decide, render_output
 
 _log = logging.getLogger(__name__)
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 _COUNTERS = {"SUCCESS": "workflow.succeeded", "FAILED": "workflow.failed", "CANCELLED": "workflow.cancelled"}
 
 
 class Dispatcher:
-    """Events in, messages out: advances the state until nothing is left to decide, and publishes what came of it."""
+    """Events in, messages out: advances the state until nothing is left to decide, and publishes what came of it.
 
-    def __init__(self, store: WorkflowStore, bus: Bus, sender: Sender, clock: Clock, cancellations: Cancellations) -> None:
+    `switched_off` are the patterns whose steps are skipped, and why.
+    """
+
+    def __init__(
+        self,
+        store: WorkflowStore,
+        bus: Bus,
+        sender: Sender,
+        clock: Clock,
+        cancellations: Cancellations,
+        *,
+        switched_off: Mapping[str, str] = _NOTHING,
+    ) -> None:
         self._store = store
         self._bus = bus
         self._sender = sender
         self._clock = clock
         self._cancellations = cancellations
+        self._switched_off = switched_off
 
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
         """Apply `events`, publish what they lead to, and return the answers that are for the caller.
@@ -92,7 +107,7 @@ class Dispatcher:
         cause: str | None,
         traceparent: str | None,
     ) -> None:
-        decision = decide(command)
+        decision = decide(command, switched_off=self._switched_off)
         if not isinstance(decision, StepDispatched):
             decided.append(decision)
             return

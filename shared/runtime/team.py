@@ -90,6 +90,10 @@ class LiveTeam:
         return self._clock
 
     @property
+    def prompt(self) -> Prompt | None:
+        return self._prompt
+
+    @property
     def usage(self) -> Usage:
         return self._account.usage
 

@@ -254,7 +254,8 @@ class Runtime:
         """The door to the state, for `function`."""
         from shared.runtime.dispatcher import Dispatcher
 
-        return Dispatcher(self.store, self.bus, self.sender(function), self.clock, self.cancellations)
+        off = {} if self.settings.enable_debate_mode else {"debate": "debate mode is off (ENABLE_DEBATE_MODE)"}
+        return Dispatcher(self.store, self.bus, self.sender(function), self.clock, self.cancellations, switched_off=off)
 
     @cached_property
     def cancellations(self) -> Cancellations:

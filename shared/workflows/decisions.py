@@ -23,12 +23,13 @@ _LONGEST_ID = 200
 _NOTHING: dict[str, Any] = {}
 
 
-def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
+def decide(command: Mapping[str, Any], *, switched_off: Mapping[str, str] = _NOTHING) -> StepDispatched | dict[str, Any]:
     """What a `dispatch` command comes to: the message for the agent, or an event for `advance`.
 
-    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a stage of a pattern),
-    `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a signal), what comes of such a wait once it
-    is over, and `step.failed`, permanently, when a template looks up what is not there.
+    `switched_off` are the patterns that are not to be used here, and why; what has begun is brought to its end.
+    The events are `step.skipped` (its `when` is false, or its pattern is switched off), `step.expanded` (it is many steps:
+    `for_each`, or a stage of a pattern), `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a
+    signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a template looks up what is not there.
     """
     spec = command["spec"]
     if command.get("woken") is not None:
@@ -37,6 +38,8 @@ def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
     try:
         if "when" in spec and not render(spec["when"], _context(command)):
             return _event("step.skipped", command, reason="when")
+        if spec.get("pattern") in switched_off and "state" not in spec:
+            return _event("step.skipped", command, reason=switched_off[spec["pattern"]])
         if is_wait(spec):
             return _event("step.waiting", command, **begin(spec, command["step"], _context(command)))
         if "for_each" in spec:

@@ -1,91 +1,14 @@
-"""Patterns: ways of working together that take several steps.
+"""Patterns: ways of working together that take several steps. The registry; what a pattern is made of is in stages.py."""
 
-A pattern is a pure function from a parent step and parameters to child steps. Parameters travel in the children's `item`; they are
-never written into a template, where they would be evaluated.
-"""
-
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
 
 from shared.errors import InputError
-from shared.templates import paths
+from shared.workflows.debate import DEBATE
+from shared.workflows.stages import Child, Completed, Expanded, Parameter, Pattern, Stage
 from shared.workflows.suggestions import quoted, suggestion
 
-Child = dict[str, Any]
-"""A step as `step.expanded` adds it: `{"id", "agent", "needs", "spec", "uses_input"}`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parameter:
-    """One key of `with`. `objection` says what a value has to be, None when it is."""
-
-    objection: Callable[[Any], str | None]
-    required: bool = False
-    default: Any = None
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Where a pattern stands: a step of it that is about to be decided on.
-
-    A child may be a stage of its own (`spec.pattern`): it is decided on once what it needs has ended, and becomes further steps or
-    the result. `state` is what the stage before left for it, and `upstream` the outputs of the steps it needs, by their full ids.
-    """
-
-    step: str
-    values: Mapping[str, Any]
-    state: Any = None
-    upstream: Mapping[str, Any] = field(default_factory=dict)
-    remaining: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Expanded:
-    """The stage becomes `children`; `join` says what its output becomes when they ended (as in StepCompleted, with full ids)."""
-
-    children: list[Child]
-    join: str
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """The stage is over: its output."""
-
-    output: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Pattern:
-    """A named way of working together. `expand` is a pure function from a stage, with all parameters, to what comes of it."""
-
-    name: str
-    agents: tuple[str, ...]
-    parameters: Mapping[str, Parameter]
-    expand: Callable[[Stage], Expanded | Completed]
-
-    def problems(self, values: Mapping[str, Any], *, rendered: bool) -> Iterator[tuple[str, str]]:
-        """What is wrong with `values`, by key. Unless they are rendered, those that hold look-ups are taken on trust."""
-        for key in values.keys() - self.parameters.keys():
-            yield key, f"pattern {self.name} has no {quoted(key)}, {suggestion(key, self.parameters, what='parameters')}"
-        for key, parameter in self.parameters.items():
-            value = values.get(key)
-            if value is None:
-                if parameter.required:
-                    yield key, f"pattern {self.name} needs a value for {key!r}; add it under with"
-            elif rendered or not _has_places(value):
-                objection = parameter.objection(value)
-                if objection is not None:
-                    yield key, f"{key!r} of pattern {self.name} must be {objection}"
-
-    def complete(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Rendered `values` with defaults filled in. Raises InputError naming every one that is wrong."""
-        problems = sorted(reason for _, reason in self.problems(values, rendered=True))
-        if problems:
-            raise InputError("; ".join(problems))
-        given = {key: values.get(key) for key in self.parameters}
-        return {key: self.parameters[key].default if value is None else value for key, value in given.items()}
+PATTERNS: dict[str, Pattern] = {pattern.name: pattern for pattern in (DEBATE,)}
+"""Every pattern, by the name that a definition uses."""
 
 
 def expand(name: str, stage: Stage) -> Expanded | Completed:
@@ -99,65 +22,4 @@ def expand(name: str, stage: Stage) -> Expanded | Completed:
     return pattern.expand(replace(stage, values=pattern.complete(stage.values)))
 
 
-def _has_places(value: Any) -> bool:
-    try:
-        return next(paths(value), None) is not None
-    except InputError:
-        return True  # braces that hold no look-up are reported where references are checked
-
-
-_SIDE = re.compile(r"[A-Za-z0-9_-]{1,40}")
-
-
-def _rounds_objection(value: Any) -> str | None:
-    fits = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 10
-    return None if fits else "a whole number from 1 to 10"
-
-
-def _sides_objection(value: Any) -> str | None:
-    # A side becomes part of a step's id and of a look-up: these characters only.
-    named = isinstance(value, list) and all(isinstance(side, str) and _SIDE.fullmatch(side) for side in value)
-    fits = named and 2 <= len(value) <= 8 and len(set(value)) == len(value)
-    return None if fits else "a list of 2 to 8 different names of letters, digits, _ and -"
-
-
-def _debate(stage: Stage) -> Expanded:
-    """Each round, one critic per side sees all arguments of the round before; then a judge sees them all."""
-    parent, values = stage.step, stage.values
-    subject, sides = values["subject"], values["sides"]
-    children: list[Child] = []
-    heard: list[dict[str, Any]] = []
-    previous: list[dict[str, Any]] = []
-    for number in range(1, values["rounds"] + 1):
-        said = []
-        for side in sides:
-            child = f"{parent}/r{number}-{side}"
-            item = {"subject": subject, "side": side, "round": number}
-            children.append(_member(child, "critic", item, previous, parent))
-            said.append({"side": side, "round": number, "argument": f"{{{{ steps.{child}.output }}}}"})
-        previous = said
-        heard += said
-    verdict = f"{parent}/verdict"
-    children.append(_member(verdict, "judge", {"subject": subject}, heard, parent))
-    return Expanded(children, join=verdict)
-
-
-def _member(child: str, agent: str, item: dict[str, Any], arguments: list[dict[str, Any]], parent: str) -> Child:
-    template = {key: f"{{{{ item.{key} }}}}" for key in item} | {"arguments": arguments}
-    needs = [f"{parent}/r{argument['round']}-{argument['side']}" for argument in arguments]
-    return {"id": child, "agent": agent, "needs": needs, "spec": {"template": template, "item": item}, "uses_input": False}
-
-
-PATTERNS: dict[str, Pattern] = {
-    "debate": Pattern(
-        name="debate",
-        agents=("critic", "judge"),
-        parameters={
-            "subject": Parameter(lambda value: None, required=True),
-            "rounds": Parameter(_rounds_objection, default=2),
-            "sides": Parameter(_sides_objection, default=("for", "against")),
-        },
-        expand=_debate,
-    ),
-}
-"""Every pattern, by the name that a definition uses."""
+__all__ = ["PATTERNS", "Child", "Completed", "Expanded", "Parameter", "Pattern", "Stage", "expand"]

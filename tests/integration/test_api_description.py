@@ -90,8 +90,8 @@ def test_an_example_made_of_the_fields_examples_is_what_the_model_takes(document
 
 def test_the_workflows_and_agents_that_there_are_are_named(document: dict[str, Any]) -> None:
     request = document["components"]["schemas"]["SubmitRequest"]
-    assert request["properties"]["workflow"]["enum"] == ["report", "support-triage"]
-    (report, _) = request["anyOf"]
+    assert request["properties"]["workflow"]["enum"] == ["debate", "report", "support-triage"]
+    (_, report, _) = request["anyOf"]
     assert report["properties"]["input"]["required"] == ["brief"]
     name = operations(document)["POST /v1/agents/{name}/tasks"]["parameters"][0]
     assert name["schema"]["enum"] == ["critic", "judge", "planner", "researcher", "triager", "writer"]

@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 from shared.cli import app as cli_app
 from tests.support.doubles import SECRET, WORKFLOW
-from tests.support.live import completed, failed, start
+from tests.support.live import completed, definition, failed, start
 
 from .test_cli_letters import gateway, refused, runtime
 from .test_gateway_forks import PAIR
@@ -139,6 +139,15 @@ def test_show_tells_where_a_fork_comes_from_and_what_it_reused(run: Run, advance
     shown = run("show", id).stdout
     assert f"forked from {WORKFLOW} at entry 7" in shown
     assert shown.count("reused") == 2
+
+
+def test_show_says_why_a_step_was_skipped(run: Run, advance: Advance, where: tuple[str, ...]) -> None:
+    steps = "- {id: talk, agent: critic, input: {}}\n- {id: never, agent: writer, when: false, needs: [talk], input: {}}"
+    off = {"type": "step.skipped", "workflow": WORKFLOW, "step": "talk", "attempt": 1, "reason": "debate mode is off"}
+    advance(start(definition(steps)), off)
+    lines = run("show", WORKFLOW, *where).stdout.splitlines()
+    assert "talk was skipped: debate mode is off" in lines
+    assert "never was skipped: its condition does not hold" in lines
 
 
 def test_a_purge_tells_first_and_deletes_with_yes_what_has_ended(run: Run, advance: Advance) -> None:

@@ -16,7 +16,7 @@ from shared.ai import Prompt, Request, check_schema, load_prompt
 from shared.ai.offline import NOTICE, OfflineModel
 from shared.ai.schema import check
 from shared.errors import InputError
-from shared.messages import Remaining
+from shared.messages import Remaining, Usage
 from shared.runtime.contract import Run, Task, Team
 
 ROOT = Path(__file__).parents[2]
@@ -33,18 +33,19 @@ class Colleagues:
     task: Task
     says: Any = None
     asked: list[dict[str, Any]] = field(default_factory=list)
+    usage: Usage = field(default_factory=lambda: Usage(model_calls=1, input_tokens=30, output_tokens=12))
 
     async def generate(
         self, prompt: Prompt | None = None, *, values: Mapping[str, Any] | None = None, schema: Mapping[str, Any] | None = None
     ) -> Any:
         assert prompt is None
-        assert schema is None
         given = self.task.input if values is None else values
         rendered = self.prompt.render(given)
-        self.asked.append({"prompt": rendered, "values": given})
+        wanted = self.prompt.schema if schema is None else schema
+        self.asked.append({"prompt": rendered, "values": given, "schema": wanted})
         if self.says is not None:
             return self.says
-        return (await OfflineModel().generate(Request(prompt=rendered, schema=self.prompt.schema, material=given))).output
+        return (await OfflineModel().generate(Request(prompt=rendered, schema=wanted, material=given))).output
 
 
 def prompt_of(agent: str) -> Prompt:
@@ -189,7 +190,34 @@ async def test_a_critic_says_which_side_and_round_it_spoke_for() -> None:
     )
     assert (answer["argument"], answer["points"], answer["score"]) == ("A", ["P"], 0.5)
     answer = await ask("critic", {"subject": BRIEF, "side": "against", "round": 3})
-    assert (answer["side"], answer["round"]) == ("against", 3)
+    assert (answer["side"], answer["round"], answer["tokens"]) == ("against", 3, 42)
+
+
+@pytest.mark.parametrize(("said", "conceded"), [("b", "b"), ("", None), ("a", None), ("nobody", None), (None, None)], ids=str)
+async def test_a_critic_concedes_to_another_side_that_there_is_or_to_nobody(said: Any, conceded: str | None) -> None:
+    given = {"subject": BRIEF, "side": "a", "sides": [{"name": "a"}, {"name": "b"}], "round": 2}
+    says = {"argument": "A", "points": ["P"], "score": 0.1, "concedes_to": said}
+    assert (await ask("critic", given, says=says))["concedes_to"] == conceded
+
+
+async def test_a_judge_is_asked_for_a_score_of_each_side_that_argued_in_the_order_in_which_they_stand() -> None:
+    arguments = [{"side": side, "round": 1, "argument": f"{side} holds.", "tokens": 7} for side in ("red", "green", "blue")]
+    sides = [{"name": side} for side in ("red", "green", "blue", "silent")]
+    team = colleagues("judge", {"subject": BRIEF, "sides": sides, "arguments": arguments})
+    answer = await work("judge", team)
+    (asked,) = team.asked
+    assert list(asked["schema"]["properties"]["scores"]["properties"]) == ["red", "green", "blue"]
+    assert asked["schema"]["properties"]["winner"]["enum"] == ["red", "green", "blue", "tie"]
+    assert answer["scores"].keys() == {"red", "green", "blue"}
+    assert answer["tokens"] == 42
+    assert "tokens" not in asked["prompt"], "what a turn cost is nothing to judge by"
+
+
+async def test_the_writer_is_not_sent_the_transcript() -> None:
+    draft, verdict = {"title": "T", "summary": "S.", "text": "# T"}, {"winner": "a", "changes": []}
+    team = colleagues("writer", {"draft": draft, "verdict": {**verdict, "transcript": [{"argument": "Long."}]}})
+    assert "The debate was won by “a”." in (await work("writer", team))["text"]
+    assert team.asked[0]["values"]["verdict"] == verdict
 
 
 @pytest.mark.parametrize("agent", ["critic", "judge"])
@@ -216,7 +244,9 @@ async def test_arguments_come_from_the_input_and_from_needed_steps(agent: str) -
         ("writer", {"plan": {}}, "input.findings is not of type array"),
         ("writer", {"draft": "text", "verdict": {}}, "input.draft is not of type object"),
         ("critic", {"side": "for"}, "input.subject is missing"),
-        ("critic", {"subject": BRIEF, "side": "neither"}, "input.side is none of the 2 allowed values"),
+        ("critic", {"subject": BRIEF, "side": ""}, "input.side is shorter than 1 characters"),
+        ("critic", {"subject": BRIEF, "side": "x" * 41}, "input.side is longer than 40 characters"),
+        ("critic", {"subject": BRIEF}, "input.side is missing"),
         ("critic", {"subject": BRIEF, "side": "for", "round": 0}, "input.round is less than 1"),
         ("critic", {"subject": BRIEF, "side": "for", "arguments": "x"}, "input.arguments is not of type array"),
         ("critic", [], "input.subject is missing"),
@@ -289,7 +319,7 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
 @pytest.mark.parametrize("example", EXAMPLES)
 async def test_the_outputs_of_the_agents_fit_their_schemas(example: str) -> None:
     made = await report_on(EXAMPLES[example])
-    for agent, outputs in (("planner", [made["plan"]]), ("writer", [made["draft"], made["final"]]), ("judge", [made["verdict"]])):
+    for agent, outputs in (("planner", [made["plan"]]), ("writer", [made["draft"], made["final"]])):
         for output in outputs:
             schema = prompt_of(agent).schema
             assert schema is not None

@@ -91,6 +91,7 @@ def test_a_recovered_step_is_told_to_start_again() -> None:
     [
         ("step.failed", {"type": "ModelRefused", "message": "bad key"}, "plan: failed after 1.00 s: ModelRefused: bad key"),
         ("step.skipped", {"reason": "when"}, "plan: skipped: its condition does not hold"),
+        ("step.skipped", {"reason": "debate mode is off"}, "plan: skipped: debate mode is off"),
         ("step.expanded", {"steps": 1}, "plan: goes on in 1 step"),
         ("step.late", None, "plan: what attempt 1 told came too late: only what it used counts"),
         ("step.unheard_of", None, None),

@@ -244,7 +244,7 @@ def test_a_pattern_can_be_mapped() -> None:
         ("debates/1", "pattern:debate", ["x"]),
     ]
     expanded = event(children[1]["spec"], step="debates/1", upstream={"x": 1})
-    assert expanded["join"] == "debates/1/verdict"
+    assert expanded["join"] == "debates/1/r1/outcome"
     assert expanded["children"][0]["spec"]["item"]["subject"] == "b of 1"
 
 
@@ -271,19 +271,52 @@ def test_a_pattern_becomes_its_steps() -> None:
         "type": "step.expanded",
         "step": "debate",
         "attempt": 2,
-        "join": "debate/verdict",
+        "join": "debate/r1/outcome",
     }
-    assert [child["id"] for child in expanded["children"]] == ["debate/r1-for", "debate/r1-against", "debate/verdict"]
+    assert [child["id"] for child in expanded["children"]] == [
+        "debate/r1-for",
+        "debate/r1-against",
+        "debate/r1/judge",
+        "debate/r1/judge-reversed",
+        "debate/r1/outcome",
+    ]
 
 
 def test_text_that_looks_like_a_template_goes_through_a_pattern_as_text() -> None:
     spec = {"pattern": "debate", "with": {"subject": "{{ steps.draft.output }}", "rounds": 1}}
-    first, _, judge = event(spec, step="debate", upstream={"draft": INJECTION})["children"]
+    first, _, judge, _, outcome = event(spec, step="debate", upstream={"draft": INJECTION})["children"]
     argued = dispatched(first["spec"], step=first["id"], input={"secret": "s"}).input
-    assert argued == {"subject": INJECTION, "side": "for", "round": 1, "arguments": []}
+    assert (argued["subject"], argued["side"], argued["round"], argued["arguments"]) == (INJECTION, "for", 1, [])
     arguments = {need: INJECTION for need in judge["needs"]}
     judged = dispatched(judge["spec"], step=judge["id"], upstream=arguments, input={"secret": "s"}).input
     assert [argument["argument"] for argument in judged["arguments"]] == [INJECTION, INJECTION]
+    said = {need: {"argument": INJECTION, "scores": {"for": 1, "against": 0}, "reasons": [INJECTION]} for need in outcome["needs"]}
+    verdict = event(outcome["spec"], step=outcome["id"], upstream=said, input={"secret": "s"})["output"]
+    assert ([one["argument"] for one in verdict["transcript"]], verdict["reasons"]) == ([INJECTION, INJECTION], [INJECTION])
+
+
+OFF = {"debate": "debate mode is off (ENABLE_DEBATE_MODE)"}
+
+
+@pytest.mark.parametrize("more", [{}, {"for_each": [1, 2]}], ids=["one", "many"])
+def test_a_pattern_that_is_switched_off_is_skipped_and_says_so(more: dict[str, Any]) -> None:
+    spec = {"pattern": "debate", "with": {"subject": "{{ steps.gone.output }}"}, **more}
+    skipped = {"type": "step.skipped", "workflow": WORKFLOW, "step": "debate", "attempt": 2, "reason": OFF["debate"]}
+    assert decide(command(spec, step="debate"), switched_off=OFF) == skipped
+
+
+def test_a_step_whose_pattern_is_switched_off_need_not_have_been_wanted() -> None:
+    skipped = decide(command({"pattern": "debate", "with": {}, "when": False}), switched_off=OFF)
+    assert isinstance(skipped, dict)
+    assert skipped["reason"] == "when"
+
+
+def test_a_debate_that_has_begun_comes_to_its_end_though_it_was_switched_off() -> None:
+    outcome = event({"pattern": "debate", "with": {"subject": "s", "rounds": 1}}, step="debate")["children"][-1]
+    said = {need: {"argument": "a", "scores": {"for": 1, "against": 0}} for need in outcome["needs"]}
+    ended = decide(command(outcome["spec"], step=outcome["id"], upstream=said), switched_off=OFF)
+    assert isinstance(ended, dict)
+    assert (ended["type"], ended["output"]["winner"]) == ("step.completed", "for")
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,31 @@ def test_the_stronger_case_wins(for_score: float, against_score: float, winner: 
     assert verdict.reasons == {"for": ["f"], "against": ["a"], "tie": ["f", "a"]}[winner]
 
 
+def test_a_side_of_any_name_argues_with_what_the_text_says_about_it() -> None:
+    subject = read(PRODUCT)
+    said = argue(subject, "finance", [], position="The accounting comes first.")
+    assert said.points
+    assert all(point.removeprefix("The text says: ") in " ".join(PRODUCT.split()) for point in said.points)
+    assert 0 < said.score < 1
+    nobody = argue(subject, "marsupials", [])
+    assert (nobody.points, nobody.score, nobody.concedes_to) == (["Nothing is left to add for “marsupials”."], 0.0, "")
+
+
+@pytest.mark.parametrize(("other", "conceded"), [(0.9, "for"), (0.0, "")])
+def test_a_side_with_nothing_left_concedes_to_a_stronger_one(other: float, conceded: str) -> None:
+    subject = read(PRODUCT)
+    said = [{"side": "for", "points": ["f"], "score": other}, {"side": "against", "points": ["a"], "score": 1.0}]
+    assert argue(subject, "against", said, number=1).concedes_to == ""
+    assert argue(subject, "against", said, number=99).concedes_to == conceded
+
+
+def test_the_order_in_which_the_sides_stand_decides_nothing() -> None:
+    said = [{"side": side, "points": [side], "score": 0.6} for side in ("red", "green", "blue")]
+    assert judge(said) == judge(said[::-1])
+    verdict = judge([*said, {"side": "pink", "points": ["pink"], "score": 0.9}])
+    assert (verdict.winner, verdict.reasons, verdict.changes) == ("pink", ["pink"], [])
+
+
 def test_a_debate_without_points_or_scores_is_a_tie_of_sorts() -> None:
     verdict = judge([{"side": "for"}, {"side": "against"}])
     assert (verdict.winner, verdict.reasons, verdict.changes) == ("tie", ["No argument made a point."], [])

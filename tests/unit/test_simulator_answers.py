@@ -14,6 +14,8 @@ from shared.local.simulator.schemas import plain
 
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 BRIEF = "# The ferry\n\nThe ferry was late on Monday.\n\nThe crew had 3 people instead of 5.\n"
+SIDES = [{"name": "for", "position": "The answer is yes."}, {"name": "against", "position": "The answer is no."}]
+QUESTION = "Should this text stand as it is?"
 ARGUMENT = {"side": "for", "round": 1, "argument": "It can stand.", "points": ["It names 3 people."], "score": 0.5}
 VALUES: dict[str, dict[str, Any]] = {
     "planner": {"brief": BRIEF},
@@ -24,9 +26,22 @@ VALUES: dict[str, dict[str, Any]] = {
         "draft": {},
         "verdict": {},
     },
-    "critic": {"subject": BRIEF, "side": "against", "round": 2, "arguments": [ARGUMENT]},
+    "critic": {
+        "question": QUESTION,
+        "subject": BRIEF,
+        "sides": SIDES,
+        "side": "against",
+        "round": 2,
+        "arguments": [ARGUMENT],
+    },
     "triager": {"ticket": BRIEF, "draft": {}, "decision": {}},
-    "judge": {"subject": BRIEF, "arguments": [ARGUMENT, {**ARGUMENT, "side": "against"}]},
+    "judge": {
+        "question": QUESTION,
+        "subject": BRIEF,
+        "sides": SIDES,
+        "rubric": ["What is checked counts."],
+        "arguments": [ARGUMENT, {**ARGUMENT, "side": "against"}],
+    },
 }
 
 

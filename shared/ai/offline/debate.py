@@ -1,4 +1,7 @@
-"""What can be said for and against a text by counting: which sections can be checked, which hedge, what is left open."""
+"""What can be said for and against a text by counting: which sections can be checked, which hedge, what is left open.
+
+For a side of any other name it is what the text says about that name and its position.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +13,7 @@ from shared.ai.offline.language import figures, hedges
 SIDES = ("for", "against")
 TIE_WITHIN = 0.05
 _POINTS_PER_ROUND = 3
+_MOST = 30
 _NOTHING = "Nothing is left to add"
 
 
@@ -20,6 +24,7 @@ class Argument:
     text: str
     points: list[str]
     score: float
+    concedes_to: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +38,57 @@ class Verdict:
     changes: list[str]
 
 
-def argue(subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], *, number: int = 1) -> Argument:
-    """The case of `side` in round `number`, from 1. Each round makes the next points; none that an earlier argument made."""
+def argue(subject: Document, side: str, earlier: Sequence[Mapping[str, Any]], *, number: int = 1, position: str = "") -> Argument:
+    """The case of `side` in round `number`, from 1. Each round makes the next points; none that an earlier argument made.
+
+    A side that has no points left concedes to the strongest one, if that is stronger than itself.
+    """
     said = {point for argument in earlier for point in _points(argument)}
-    turn = _case(subject, side)[(number - 1) * _POINTS_PER_ROUND : number * _POINTS_PER_ROUND]
+    stance = f"{side} {position}"
+    turn = _case(subject, side, stance)[(number - 1) * _POINTS_PER_ROUND : number * _POINTS_PER_ROUND]
     points = [point for point in turn if point not in said]
-    opening = _opening(subject, side)
+    opening = _opening(subject, side, stance)
     rebuttal = _rebuttal(side, earlier)
+    score, conceded = _strength(subject, side, stance), ""
     if not points:
-        points = [f"{_NOTHING} {side} the text; the points made so far stand."]
+        conceded = _stronger(side, score, earlier)
+        points = [f"{_NOTHING} {side} the text; the points made so far stand." if side in SIDES else f"{_NOTHING} for “{side}”."]
     text = " ".join([*([rebuttal] if rebuttal else [opening]), *points])
-    return Argument(text=text, points=points, score=_strength(subject, side))
+    return Argument(text=text, points=points, score=score, concedes_to=conceded)
 
 
 def judge(arguments: Sequence[Mapping[str, Any]]) -> Verdict:
     """Weigh the arguments by their scores. What speaks against the text is what must change."""
-    scores = {side: round(_mean(_score(one) for one in arguments if one.get("side") == side), 2) for side in SIDES}
-    difference = scores["for"] - scores["against"]
-    winner = "tie" if abs(difference) <= TIE_WITHIN else "for" if difference > 0 else "against"
-    points = {side: _made(arguments, side) for side in SIDES}
-    loser = "for" if winner == "against" else "against"
-    reasons = points[winner][:3] if winner in SIDES else [*points["for"][:1], *points["against"][:1]]
+    named = {str(one["side"]) for one in arguments if isinstance(one.get("side"), str)}
+    # In an order of their own: in which order the sides are shown must not matter.
+    sides = sorted(named if len(named) > 1 else named.union(SIDES), key=lambda side: (side not in SIDES, side == "against", side))
+    scores = {side: round(_mean(_score(one) for one in arguments if one.get("side") == side), 2) for side in sides}
+    best, second = sorted(sides, key=lambda side: -scores[side])[:2]
+    winner = "tie" if scores[best] - scores[second] <= TIE_WITHIN else best
+    points = {side: _made(arguments, side) for side in sides}
+    loser = second if winner != "tie" else sides[1]
+    reasons = [point for side in sides for point in points[side][:1]] if winner == "tie" else points[winner][:3]
     dissent = points[loser][0] if points[loser] else f"Nothing was said {loser} the text."
     return Verdict(
         winner=winner,
         scores=scores,
         reasons=reasons or ["No argument made a point."],
         dissent=dissent,
-        changes=points["against"],
+        changes=points.get("against", []),
     )
 
 
-def _case(subject: Document, side: str) -> list[str]:
+def _stronger(side: str, score: float, earlier: Sequence[Mapping[str, Any]]) -> str:
+    """The strongest of the other sides; empty when none is stronger than `score`."""
+    others = {one["side"]: _score(one) for one in earlier if isinstance(one.get("side"), str) and one["side"] != side}
+    best = max(sorted(others), key=lambda other: others[other], default="")
+    return best if best and others[best] > score else ""
+
+
+def _case(subject: Document, side: str, stance: str) -> list[str]:
     """All points for one side, the strongest first."""
+    if side not in SIDES:
+        return [f"The text says: {unit.text}" for unit, _ in sorted(subject.relevant(stance, limit=_MOST), key=lambda one: -one[1])]
     rated = _strengths(subject) if side == "for" else _weaknesses(subject)
     return [point for _, point in sorted(rated, key=lambda one: -one[0])]
 
@@ -103,8 +126,11 @@ def _weaknesses(subject: Document) -> Iterator[tuple[float, str]]:
             yield 0.5, f"{_named(heading, subject)} stands on a single statement."
 
 
-def _opening(subject: Document, side: str) -> str:
+def _opening(subject: Document, side: str, stance: str) -> str:
     stated = subject.statements
+    if side not in SIDES:
+        held = _counted(len(subject.relevant(stance, limit=_MOST)), "sentence of the text is", "sentences of the text are")
+        return f"{held} about “{side}”."
     if side == "for":
         checkable = sum(_is_checkable(unit) for unit in stated)
         counted = _counted(len(stated), "statement", "statements")
@@ -116,20 +142,24 @@ def _opening(subject: Document, side: str) -> str:
 
 def _rebuttal(side: str, earlier: Sequence[Mapping[str, Any]]) -> str:
     """An answer to the other side's latest point; empty when it has not spoken."""
-    other = next((one for one in reversed(earlier) if one.get("side") in SIDES and one.get("side") != side), None)
+    other = next((one for one in reversed(earlier) if isinstance(one.get("side"), str) and one["side"] != side), None)
     points = _points(other) if other is not None else []
     if not points:
         return ""
     place = points[0].split("”")[0] + "”" if points[0].startswith("“") else "the open questions"
+    if other is not None and {side, other["side"]} != set(SIDES):
+        return f"What was said for “{other['side']}” does not answer this."
     if side == "for":
         return f"What was said against it about {place} is a reason to add to the text, not to reject it."
     return f"What was said for it about {place} is granted; it does not mend the rest."
 
 
-def _strength(subject: Document, side: str) -> float:
+def _strength(subject: Document, side: str, stance: str) -> float:
     """The share of the text's units that speak for the side."""
     if not subject.units:
         return 0.0
+    if side not in SIDES:
+        return round(min(1.0, len(subject.relevant(stance, limit=_MOST)) / len(subject.units)), 2)
     checkable = sum(_is_checkable(unit) for unit in subject.statements)
     share = checkable / len(subject.units)
     return round(share if side == "for" else 1 - share, 2)

@@ -1,9 +1,10 @@
 """Fills a JSON Schema with what the material holds: a property's name says what belongs there, its type and bounds in what form.
 
-Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `dissent`, `notice`, `claim`, `evidence`. Lists: `questions`,
-`sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`, `changes`, `keywords`.
-Numbers: `score`, `confidence`, `for`, `against`. Choices: `winner`. A text for which the request itself has a value takes it.
-Any other name gets the statements that weigh most, or the share of what was looked for that the text holds.
+Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `concedes_to`, `dissent`, `notice`, `claim`, `evidence`.
+Lists: `questions`, `sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`,
+`changes`, `keywords`. Numbers: `score`, `confidence`, a side of a debate by its name. Choices: `winner`. A text for which the
+request itself has a value takes it. Any other name gets the statements that weigh most, or the share of what was looked for that
+the text holds.
 """
 
 import math
@@ -82,6 +83,10 @@ def _argument(material: Material) -> str:
     return material.argument.text if material.argument is not None else _statements(material)
 
 
+def _concession(material: Material) -> str:
+    return material.argument.concedes_to if material.argument is not None else ""
+
+
 def _dissent(material: Material) -> str:
     return material.verdict.dissent if material.verdict is not None else "Nobody disagreed."
 
@@ -100,8 +105,11 @@ _TEXTS: Mapping[str, Callable[[Material], str]] = {
     "markdown": _report,
     "argument": _argument,
     "dissent": _dissent,
+    "concedes_to": _concession,
     "notice": lambda material: material.notice,
 }
+_EMPTY = frozenset({"concedes_to"})
+"""Texts that may say nothing."""
 _UNIT_TEXTS: Mapping[str, Callable[[Unit, int], str]] = {
     "evidence": lambda unit, total: _location(unit, total),
     "source": lambda unit, total: _location(unit, total),
@@ -118,7 +126,9 @@ def _string(schema: Mapping[str, Any], material: Material, place: _Place) -> str
         text = _TEXTS[place.name](material)
     else:
         text = material.echo(place.name) or _statements(material)
-    return _fitted(text or "The material says nothing about this.", schema)
+    if not text and place.name not in _EMPTY:
+        text = "The material says nothing about this."
+    return _fitted(text, schema)
 
 
 def _location(unit: Unit, total: int) -> str:

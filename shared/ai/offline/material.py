@@ -6,7 +6,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from shared.ai.offline.debate import SIDES, Argument, Verdict, argue, judge
+from shared.ai.offline.debate import Argument, Verdict, argue, judge
 from shared.ai.offline.document import LIMIT_CHARACTERS, Document, Unit, read
 from shared.ai.offline.language import capitalised, shortened, terms, words
 from shared.ai.offline.report import NOTICE, without_notice
@@ -18,6 +18,7 @@ ASKING = frozenset(terms(" ".join(("What does the material say about it?", *PLAI
 """Words of a question that name nothing to look for."""
 _FOCUS = ("question", "focus", "topic", "query")
 _DEBATE = "arguments"
+_ABOUT_DEBATE = ("side", "sides", "rubric")
 _QUOTED = re.compile(r"[“\"«„]([^“”\"«»„]+)[”\"»“]")
 _UNTRUSTED = re.compile(r"<untrusted>\s*(.*?)\s*</untrusted>", re.DOTALL)
 
@@ -26,8 +27,8 @@ class Material:
     """A request's values, read for what the extractive model needs.
 
     The text is every string in the values that holds more than a word, except what says what to look for (`question`, `focus`, …)
-    and what was argued (`arguments`). Without values it is what the prompt marks as untrusted, else the whole prompt.
-    `notice` is what ends the texts that are put together from it.
+    and what belongs to a debate about it: what was argued (`arguments`), by whom, and judged by what. Without values it is what the
+    prompt marks as untrusted, else the whole prompt. `notice` is what ends the texts that are put together from it.
     """
 
     def __init__(self, values: Mapping[str, Any], prompt: str, *, notice: str = NOTICE) -> None:
@@ -37,7 +38,8 @@ class Material:
     @cached_property
     def document(self) -> Document:
         """The text, taken apart."""
-        values = {name: value for name, value in self.values.items() if name not in (*_FOCUS, _DEBATE)}
+        apart = (*_FOCUS, _DEBATE, *(_ABOUT_DEBATE if _DEBATE in self.values else ()))
+        values = {name: value for name, value in self.values.items() if name not in apart}
         # Single words are switches and names; they are the text only where there is nothing else.
         texts = list(islice(_texts(values, low=2), _MOST_TEXTS)) or list(islice(_texts(values, low=1), _MOST_TEXTS))
         return read(without_notice("\n\n".join(texts), self.notice)[:LIMIT_CHARACTERS])
@@ -72,9 +74,11 @@ class Material:
     def argument(self) -> Argument | None:
         """The case of the request's side, when the request is for one side of a debate."""
         side, number = self.values.get("side"), self.values.get("round")
-        if side not in SIDES:
+        positions = {"for": "", "against": ""} | self._positions
+        if not isinstance(side, str) or side not in positions:
             return None
-        return argue(self.document, side, self._arguments, number=number if isinstance(number, int) and number > 0 else 1)
+        number = number if isinstance(number, int) and number > 0 else 1
+        return argue(self.document, side, self._arguments, number=number, position=positions[side])
 
     @cached_property
     def verdict(self) -> Verdict | None:
@@ -94,6 +98,17 @@ class Material:
             if isinstance(value, str) and value.strip():
                 return value
         return None
+
+    @property
+    def _positions(self) -> dict[str, str]:
+        """The sides of the debate by name, and what each stands for."""
+        sides = self.values.get("sides")
+        named = (
+            [one for one in sides if isinstance(one, Mapping) and isinstance(one.get("name"), str)]
+            if isinstance(sides, list)
+            else []
+        )
+        return {one["name"]: str(one.get("position") or "") for one in named}
 
     @property
     def _arguments(self) -> Sequence[Mapping[str, Any]]:

@@ -73,12 +73,15 @@ def _revised(draft: str, verdict: Mapping[str, Any]) -> str:
 
 def _verdict(verdict: Mapping[str, Any], said: Sequence[str]) -> Iterator[str]:
     scores = _mapping(verdict.get("scores"))
+    winner = verdict.get("winner")
     outcome = {
         "for": "The debate went in favour of the report",
         "against": "The debate went against the report; the open points above come first",
         "tie": "The debate ended in a tie",
-    }.get(str(verdict.get("winner")), "The debate ended without a winner")
-    rated = f" ({_number(scores['for'])} for, {_number(scores['against'])} against)" if {"for", "against"} <= scores.keys() else ""
+    }.get(str(winner), f"The debate was won by “{winner}”" if winner else "The debate ended without a winner")
+    # In an order of their own: a verdict comes from the state, which keeps none.
+    listed = sorted(scores, key=lambda side: (side not in ("for", "against"), side == "against", side))
+    rated = f" ({', '.join(f'{_number(scores[side])} {side}' for side in listed)})" if scores else ""
     yield f"{outcome}{rated}."
     known = {_key(point) for point in said}
     reasons = [reason for reason in _strings(verdict.get("reasons")) if _key(reason) not in known]

@@ -34,10 +34,13 @@ _NAMED: Final = {
     "decided": "decision",
     "arguments": "arguments",
     "said": "arguments",
+    "side": "side",
+    "sides": "sides",
+    "rubric": "rubric",
     "text": "subject",
 }
 """A word that says what a part is → what the team calls it."""
-_SIDE: Final = re.compile(r"^You argue: (for|against)\. This is round (\d{1,3})\.", re.MULTILINE)
+_ROUND: Final = re.compile(r"^This is round (\d{1,3})\.", re.MULTILINE)
 
 
 def read(prompt: str) -> Material:
@@ -49,9 +52,9 @@ def read(prompt: str) -> Material:
         end = part.end()
     if not values:
         return Material({"prompt": prompt}, prompt, notice=NOTICE)
-    side = _SIDE.search(prompt)
-    if side is not None:
-        values |= {"side": side[1], "round": int(side[2])}
+    number = _ROUND.search(prompt)
+    if number is not None:
+        values["round"] = int(number[1])
     return Material(values, prompt, notice=NOTICE)
 
 
