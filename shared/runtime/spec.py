@@ -49,6 +49,8 @@ class FunctionSpec(BaseModel):
     min_backoff_seconds: float = Field(default=2, ge=0, le=600)
     max_backoff_seconds: float = Field(default=600, ge=0, le=600)
     secrets: tuple[str, ...] = ()
+    input: dict[str, Any] | None = None
+    """Of an agent whose code makes something else of its input than its prompt takes: what a step gives it, as JSON Schema."""
 
     @property
     def is_agent(self) -> bool:

@@ -64,7 +64,7 @@ def spawned(payload: StepCompleted, *, agents: Collection[str]) -> dict[str, Any
     """The `step.completed` event for an agent's result, with the steps that it spawns as children under full ids.
 
     `agents` are those that there are. Raises InputError for a spawn that is no DAG of its own steps or asks for an agent that is
-    not there, and for a join that names none of its steps. The limits of a step's `spawn` are kept by `advance`, which knows the step.
+    not there, and for a join that names none of its steps. The limits of a step's `spawn` are kept by `advance`, which knows it.
     """
     event = {
         "type": "step.completed",

@@ -26,6 +26,16 @@ VALUES: dict[str, dict[str, Any]] = {
     },
     "critic": {"subject": BRIEF, "side": "against", "round": 2, "arguments": [ARGUMENT]},
     "triager": {"ticket": BRIEF, "draft": {}, "decision": {}},
+    "coordinator": {
+        "goal": "Say why.",
+        "material": BRIEF,
+        "agents": [
+            {"agent": "researcher", "does": "Answers.", "takes": {"required": ["question"], "properties": {"question": {}}}}
+        ],
+        "max_steps": 4,
+        "plan": {"steps": [], "result": None},
+        "errors": ["the plan has no steps"],
+    },
     "judge": {"subject": BRIEF, "arguments": [ARGUMENT, {**ARGUMENT, "side": "against"}]},
 }
 

@@ -35,8 +35,14 @@ _NAMED: Final = {
     "arguments": "arguments",
     "said": "arguments",
     "text": "subject",
+    "goal": "goal",
+    "material": "material",
+    "agents": "agents",
+    "previous": "plan",
+    "errors": "errors",
 }
 """A word that says what a part is → what the team calls it."""
+_MOST_STEPS: Final = re.compile(r"^Plan as few steps as reach the goal, (\d{1,6}) at most\.", re.MULTILINE)
 _SIDE: Final = re.compile(r"^You argue: (for|against)\. This is round (\d{1,3})\.", re.MULTILINE)
 
 
@@ -49,6 +55,9 @@ def read(prompt: str) -> Material:
         end = part.end()
     if not values:
         return Material({"prompt": prompt}, prompt, notice=NOTICE)
+    most = _MOST_STEPS.search(prompt)
+    if most is not None:
+        values["max_steps"] = int(most[1])
     side = _SIDE.search(prompt)
     if side is not None:
         values |= {"side": side[1], "round": int(side[2])}
