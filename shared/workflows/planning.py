@@ -33,7 +33,7 @@ _FEWEST_STEPS = 3
 _MOST_PROBLEMS = 20
 _LONGEST_ID = 200
 _LONGEST_TAIL = len("/do/do/_result")
-"""What a plan adds to the id of its step, beside the ids that it gives."""
+"""What a plan adds to the id of its own step, at most, beside the ids that it gives."""
 _RESULT = "_result"
 _STEP_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,59}")
 _AGENT = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -81,7 +81,7 @@ def _step_problems(number: int, step: Any, limits: Limits) -> Iterator[str]:
     name, agent, needs = step.get("id"), step.get("agent"), step.get("needs", [])
     if not isinstance(name, str) or _STEP_ID.fullmatch(name) is None:
         yield f"the id of step {number} is not 1 to 60 letters, digits, _ and - that begin with a letter or a digit; rename it"
-    elif len(limits.step) + 1 + len(name) + _LONGEST_TAIL > _LONGEST_ID:
+    elif len(limits.step) + 1 + len(name) + (_LONGEST_TAIL if agent == COORDINATOR else 0) > _LONGEST_ID:
         yield f"the id of step {number} is too long so deep in the workflow; shorten it"
     if not isinstance(agent, str) or agent not in limits.agents:
         hint = suggestion(str(agent), limits.agents, what="agents")
@@ -169,7 +169,7 @@ def _plan(stage: Stage) -> Expanded | Completed:
     if state.get("deeper") and stage.upstream:
         parent = stage.step.rpartition("/")[0] + "/"
         material = {"material": material, "results": {name.removeprefix(parent): one for name, one in stage.upstream.items()}}
-    if len(stage.step) + _LONGEST_TAIL + 2 > _LONGEST_ID:
+    if len(stage.step) + _LONGEST_TAIL > _LONGEST_ID:
         raise InputError(f"the id of step {stage.step} is too long for a plan under it; plan less deeply")
     return _asked(stage, {**stage.values, "material": material}, {})
 
