@@ -1,8 +1,10 @@
 """A plan is judged before anything of it is done: valid steps within limits, or everything that is wrong with it."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from graphlib import TopologicalSorter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from shared.errors import InputError
 from shared.messages import StepDispatched
-from shared.workflows import decide
+from shared.workflows import decide, parse_definition
 from shared.workflows.patterns import Completed, Expanded, Stage, expand
 from shared.workflows.planning import COORDINATOR, STEP_TOKENS, Limits, problems
 
@@ -400,3 +402,13 @@ def test_whatever_is_answered_is_valid_steps_within_limits_or_a_named_error(
         below += given["max_steps"]
         assert not deeper or (depth > 1 and given["max_steps"] >= 1)
     assert len(work) + below <= most
+
+
+def test_what_the_page_shows_is_a_definition() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "plans.md").read_text()
+    planning, spawning = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    head = "name: shown\nversion: 1\ninput: {goal: {type: string}, brief: {type: string}}\n"
+    definition = parse_definition(head + planning + spawning, file="shown.yaml", agents=("researcher", "writer", COORDINATOR))
+    work, draft = definition.steps
+    assert work.spec["pattern"] == "plan"
+    assert draft.spec["spawn"] == {"agents": ["researcher"], "max_steps": 5, "max_depth": 1}
