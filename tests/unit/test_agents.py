@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -144,6 +145,15 @@ async def test_even_a_word_makes_a_report() -> None:
 async def test_the_researcher_hands_the_question_on_as_it_was_asked() -> None:
     answer = await ask("researcher", {"question": "Why late?", "brief": BRIEF}, says={"findings": [], "gaps": ["No log."]})
     assert answer == {"question": "Why late?", "findings": [], "gaps": ["No log."]}
+
+
+async def test_the_researcher_reads_the_outputs_of_the_steps_that_it_needs_with_the_brief() -> None:
+    upstream = {"a": {"claim": "It was “late”."}, "gone": None}
+    team = colleagues("researcher", {"question": "Why late?", "brief": BRIEF}, upstream=upstream, says={"findings": [], "gaps": []})
+    await work("researcher", team)
+    brief = team.asked[0]["values"]["brief"]
+    assert brief.startswith(f"{BRIEF}\n\n")
+    assert json.loads(brief.removeprefix(BRIEF)) == {"a": upstream["a"]}
 
 
 async def test_the_writer_drafts_without_the_research_that_failed() -> None:
