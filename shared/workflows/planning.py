@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice
 from typing import Any
 
 from shared.errors import InputError
@@ -56,18 +57,38 @@ class Limits:
 
 
 def problems(plan: Any, limits: Limits) -> list[str]:
-    """Everything that is wrong with `plan`, a sentence each, whatever JSON it is."""
+    """What is wrong with `plan`, a sentence each, whatever JSON it is; after the twentieth nobody looks for more."""
+    found = list(islice(_problems(plan, limits), _MOST_PROBLEMS + 1))
+    return found if len(found) <= _MOST_PROBLEMS else [*found[:_MOST_PROBLEMS], "and more"]
+
+
+def _problems(plan: Any, limits: Limits) -> Iterator[str]:
+    """Each kind of rule is asked of a plan that keeps those before it."""
     if not isinstance(plan, Mapping):
-        return ["the plan is not an object; give one with steps and result"]
+        yield "the plan is not an object; give one with steps and result"
+        return
     steps = plan.get("steps")
     if not isinstance(steps, list) or not steps:
-        return ["steps is not a list of at least one step; give the steps of the plan"]
+        yield "steps is not a list of at least one step; give the steps of the plan"
+        return
     if len(steps) > limits.max_steps:
-        return [f"the plan has {len(steps)} steps, and at most {limits.max_steps} are allowed; plan fewer"]
-    found = [problem for number, step in enumerate(steps, 1) for problem in _step_problems(number, step, limits)]
-    if not found:
-        found = [*_problems_between(steps), *_result_problems(plan, steps)]
-    return found or [*_depth_problems(steps, limits), *_budget_problems(plan, limits)]
+        yield f"the plan has {len(steps)} steps, and at most {limits.max_steps} are allowed; plan fewer"
+        return
+    for rules in (_shape_problems, _relation_problems, _limit_problems):
+        broken = False
+        for problem in rules(plan, limits):
+            broken = True
+            yield problem
+        if broken:
+            return
+
+
+def _shape_problems(plan: Mapping[str, Any], limits: Limits) -> Iterator[str]:
+    for key in plan:
+        if key not in ("steps", "result"):
+            yield f"the plan has an unknown {quoted(key)}, {suggestion(str(key), ('steps', 'result'), what='keys')}"
+    for number, step in enumerate(plan["steps"], 1):
+        yield from _step_problems(number, step, limits)
 
 
 def _step_problems(number: int, step: Any, limits: Limits) -> Iterator[str]:
@@ -92,8 +113,9 @@ def _step_problems(number: int, step: Any, limits: Limits) -> Iterator[str]:
         yield f"needs of step {number} is not a list of ids; name the steps that it needs, or give an empty list"
 
 
-def _problems_between(steps: list[Mapping[str, Any]]) -> Iterator[str]:
+def _relation_problems(plan: Mapping[str, Any], limits: Limits) -> Iterator[str]:
     """What is wrong with how the steps refer to each other, once each by itself is right."""
+    steps = plan["steps"]
     needs = {step["id"]: step.get("needs", []) for step in steps}
     for name, times in Counter(step["id"] for step in steps).items():
         if times > 1:
@@ -105,16 +127,14 @@ def _problems_between(steps: list[Mapping[str, Any]]) -> Iterator[str]:
         TopologicalSorter(needs).prepare()
     except CycleError as exc:
         yield f"the steps {' → '.join(exc.args[1][:20])} need each other in a cycle; remove one of these needs"
+    result = plan.get("result")
+    if result is not None and not (isinstance(result, str) and result in needs):
+        yield f"result is {quoted(result)}, which is not in the plan, {suggestion(str(result), needs, what='steps')}"
 
 
-def _result_problems(plan: Mapping[str, Any], steps: list[Mapping[str, Any]]) -> Iterator[str]:
-    for key in plan:
-        if key not in ("steps", "result"):
-            yield f"the plan has an unknown {quoted(key)}, {suggestion(str(key), ('steps', 'result'), what='keys')}"
-    result, names = plan.get("result"), {step["id"] for step in steps}
-    if result is not None and not (isinstance(result, str) and result in names):
-        hint = suggestion(str(result), names, what="steps")
-        yield f"result is {quoted(result)}, which is not in the plan, {hint}"
+def _limit_problems(plan: Mapping[str, Any], limits: Limits) -> Iterator[str]:
+    yield from _depth_problems(plan["steps"], limits)
+    yield from _budget_problems(plan, limits)
 
 
 def _depth_problems(steps: list[Mapping[str, Any]], limits: Limits) -> Iterator[str]:
@@ -208,12 +228,11 @@ def _judged(stage: Stage, *, returned: bool) -> Expanded:
     wrong = problems(plan, limits)
     if not wrong:
         return _carried_out(stage, plan, limits)
-    shown = wrong if len(wrong) <= _MOST_PROBLEMS else [*wrong[:_MOST_PROBLEMS], f"and {len(wrong) - _MOST_PROBLEMS} more"]
     if returned:
-        raise InputError(f"the plan is still invalid after it was returned: {'; '.join(shown)}")
+        raise InputError(f"the plan is still invalid after it was returned: {'; '.join(wrong)}")
     if limits.room is not None and limits.room < _FEWEST_STEPS:
-        raise InputError(f"the plan is invalid, and max_steps leaves no room to return it: {'; '.join(shown)}")
-    return _asked(stage, values, {"plan": plan, "errors": shown})
+        raise InputError(f"the plan is invalid, and max_steps leaves no room to return it: {'; '.join(wrong)}")
+    return _asked(stage, values, {"plan": plan, "errors": wrong})
 
 
 def _carried_out(stage: Stage, plan: Mapping[str, Any], limits: Limits) -> Expanded:
@@ -256,8 +275,9 @@ def _goal_objection(value: Any) -> str | None:
 
 def _agents_objection(value: Any) -> str | None:
     named = isinstance(value, list) and all(isinstance(agent, str) and _AGENT.fullmatch(agent) for agent in value)
-    fits = named and 1 <= len(value) <= MOST_AGENTS and len(set(value)) == len(value)
-    return None if fits else f"a list of 1 to {MOST_AGENTS} different agents, written out; a limit is not looked up"
+    if not (named and 1 <= len(value) <= MOST_AGENTS and len(set(value)) == len(value)):
+        return f"a list of 1 to {MOST_AGENTS} different agents, written out; a limit is not looked up"
+    return f"a list with others than {COORDINATOR}, which only plans" if value == [COORDINATOR] else None
 
 
 def _whole_number(most: int, default: int) -> Parameter:
