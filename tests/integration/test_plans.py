@@ -9,8 +9,9 @@ import pytest
 from shared.errors import DefinitionError
 from shared.messages import Budget, StepDispatched
 from shared.runtime.dispatcher import Dispatcher
+from shared.runtime.travel import Fork, fork, rerun
 from shared.state import Event
-from tests.support.doubles import Stage
+from tests.support.doubles import WORKFLOW, Stage
 from tests.support.live import Live, completed, definition, failed, live, start
 
 INJECTION = "{{ input.goal }}"
@@ -211,6 +212,28 @@ async def test_a_plan_that_may_fail_lets_the_workflow_go_on(team: Live) -> None:
     assert asked(team)["work/do/plan"].input["errors"] == ["the plan is not an object; give one with steps and result"]
     await tell(team, completed("work/do/plan", output={}))
     assert asked(team)["after"].input == {"was": None}
+
+
+@pytest.mark.parametrize(("params", "asks"), [({}, "work/do/b"), ({"goal": "Another."}, "work/plan")])
+async def test_a_fork_reuses_a_plan_unless_its_goal_changed(team: Live, params: dict[str, str], asks: str) -> None:
+    team.runtime.definitions["small"] = PLAN
+    await begin(team)
+    await tell(team, completed("work/plan", output=plan(step("a"), step("b", "a"))))
+    await tell(team, completed("work/do/a", output="found"))
+    team.bus.published.clear()
+    await fork(team.runtime, Fork(WORKFLOW, params=params), function="gateway")
+    assert list(asked(team)) == [asks]
+
+
+async def test_a_rerun_judges_the_same_plan_again(team: Live) -> None:
+    await begin(team)
+    await tell(team, completed("work/plan", output=None))
+    await tell(team, completed("work/do/plan", output=None))
+    before = await error(team)
+    team.bus.published.clear()
+    await rerun(team.runtime, WORKFLOW, function="gateway")
+    assert asked(team) == {}
+    assert await error(team) == before
 
 
 def test_definitions_of_plans_are_checked() -> None:
