@@ -1,7 +1,7 @@
 """workflow-events → advance → publish."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from shared.bus import Message
@@ -13,11 +13,11 @@ from shared.workflows import signal_event, spawned
 _log = logging.getLogger(__name__)
 
 
-def _event(envelope: Envelope) -> dict[str, Any]:
+def _event(envelope: Envelope, agents: Collection[str]) -> dict[str, Any]:
     match envelope.data:
         case StepCompleted() as completed:
             try:
-                return spawned(completed)
+                return spawned(completed, agents=agents)
             except InputError as error:
                 # What the attempt used is used, whatever became of it.
                 about = completed.model_dump(mode="json", include={"workflow", "step", "attempt", "usage", "models"})
@@ -37,9 +37,10 @@ def _event(envelope: Envelope) -> dict[str, Any]:
 
 def _handlers(live: Runtime) -> Handlers:
     dispatcher = live.dispatcher("orchestrator")
+    agents = [name for name, spec in live.functions.items() if spec.is_agent]
 
     async def work(envelope: Envelope) -> Sequence[Message]:
-        answers, messages = await dispatcher.decide([_event(envelope)], cause=envelope.id, traceparent=envelope.traceparent)
+        answers, messages = await dispatcher.decide([_event(envelope, agents)], cause=envelope.id, traceparent=envelope.traceparent)
         for answer in answers:
             if answer["type"] == "refused":  # whoever sent the signal hears nothing on a bus
                 _log.warning(

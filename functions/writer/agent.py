@@ -1,7 +1,8 @@
 """Drafts the report, and revises it after the debate.
 
 Input `{plan, findings}` (stage draft) or `{draft, verdict}` (stage final); output `{title, summary, text}`, where `text` is the
-whole report in Markdown. A draft that nobody debated (no verdict) is final as it stands.
+whole report in Markdown. Findings that are not in the input are the outputs of the steps that it needs. A draft that nobody debated
+(no verdict) is final as it stands.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,8 @@ async def run(task: Task, team: Team) -> Result:
             return Result(output=given["draft"])
         values = {"plan": {}, "findings": [], **given, "stage": "final", "verdict": _without_transcript(given["verdict"])}
     else:
-        values = {"draft": {}, "verdict": {}, **given, "stage": "draft"}
+        needed = {"findings": list(task.upstream.values())} if task.upstream else {}
+        values = {"draft": {}, "verdict": {}, **needed, **given, "stage": "draft"}
     values["findings"] = _found(values.get("findings"))
     return Result(output=await team.generate(values=values))
 

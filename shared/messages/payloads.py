@@ -67,6 +67,8 @@ class Remaining(Payload):
     max_tokens: int | None = None
     """Of which `tokens` are left."""
     max_cost_microdollars: int | None = None
+    steps: int | None = None
+    """Steps that this one may still add."""
 
 
 class SpawnedStep(Payload):

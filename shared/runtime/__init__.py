@@ -2,6 +2,7 @@
 
 from shared.ai import Prompt, ToolContext
 from shared.errors import InputError
+from shared.runtime.colleagues import colleagues
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
 from shared.runtime.wiring import Runtime, runtime
@@ -18,6 +19,7 @@ __all__ = [
     "Team",
     "ToolContext",
     "agent",
+    "colleagues",
     "load",
     "on_http",
     "on_messages",

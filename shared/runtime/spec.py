@@ -52,6 +52,8 @@ class FunctionSpec(BaseModel):
     publishes: tuple[_Published, ...] = ()
     """Topics that its account may publish to; `agent-*` are those of all agents."""
     secrets: tuple[str, ...] = ()
+    input: dict[str, Any] | None = None
+    """Of an agent whose code makes something else of its input than its prompt takes: what a step gives it, as JSON Schema."""
 
     @property
     def is_agent(self) -> bool:

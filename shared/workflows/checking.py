@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import InputError
 from shared.messages import Budget
 from shared.templates import Path, paths
-from shared.workflows.definitions import Approval, Definition, InputField, Step, Wait, budget_problems
+from shared.workflows.definitions import Approval, Definition, InputField, SpawnLimits, Step, Wait, budget_problems
 from shared.workflows.patterns import PATTERNS
 from shared.workflows.source import Source
 from shared.workflows.suggestions import quoted, suggestion
@@ -98,7 +98,7 @@ def _reason(path: Path, kind: str, message: str, context: Mapping[str, Any]) -> 
 
 def _known_keys(path: Path) -> list[str]:
     models: dict[str | int, type[BaseModel]] = {"steps": Step, "input": InputField, "budget": Budget}
-    within: dict[str | int, type[BaseModel]] = {"approval": Approval, "wait": Wait}
+    within: dict[str | int, type[BaseModel]] = {"approval": Approval, "wait": Wait, "spawn": SpawnLimits}
     model = within.get(path[-2], models[path[0]]) if len(path) > 1 else Definition
     return [field.alias or name for name, field in model.model_fields.items()]
 
@@ -128,6 +128,8 @@ def _check_step(source: Source, index: int, step: Step, names: _Names) -> None:
         _check_pattern(source, at, step, names)
     else:
         _check_wait(source, at, step, names)
+    if step.spawn is not None and step.agent is None:
+        source.problem((*at, "spawn"), "spawn limits what an agent adds, and this step has no agent; remove it")
     _check_needs(source, at, step, names)
     _check_conditions(source, at, step)
     declared: dict[Path, Any] = {("input",): step.input, ("with",): step.with_, ("when",): step.when, ("for_each",): step.for_each}
@@ -148,6 +150,15 @@ def _check_agent(source: Source, at: Path, step: Step, names: _Names) -> None:
         )
     if step.with_:
         source.problem((*at, "with"), "with is for patterns; an agent takes input")
+    if step.spawn is not None:
+        _check_agents(source, (*at, "spawn", "agents"), step.spawn.agents, names)
+
+
+def _check_agents(source: Source, at: Path, listed: Any, names: _Names) -> None:
+    """What is no list, or lists what is no text, is reported where its shape is checked."""
+    for index, agent in enumerate(listed if isinstance(listed, list | tuple) else ()):
+        if isinstance(agent, str) and agent not in names.agents:
+            source.problem((*at, index), f"unknown agent {quoted(agent)}, {suggestion(agent, names.agents, what='agents')}")
 
 
 def _check_pattern(source: Source, at: Path, step: Step, names: _Names) -> None:
@@ -163,6 +174,9 @@ def _check_pattern(source: Source, at: Path, step: Step, names: _Names) -> None:
             source.problem((*at, "pattern"), f"pattern {name} works with agent {agent!r}, which is not there; add it")
     for key, reason in pattern.problems(step.with_, rendered=False):
         source.problem((*at, "with", key), reason)
+    for key, parameter in pattern.parameters.items():
+        if parameter.names_agents:
+            _check_agents(source, (*at, "with", key), step.with_.get(key), names)
 
 
 def _check_wait(source: Source, at: Path, step: Step, names: _Names) -> None:

@@ -5,7 +5,7 @@ to be dispatched, from outputs that will not change any more. So deciding a comm
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
@@ -14,7 +14,7 @@ from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
 from shared.workflows.patterns import Child, Completed, Expanded, Stage, expand
-from shared.workflows.suggestions import quoted
+from shared.workflows.suggestions import quoted, suggestion
 from shared.workflows.waiting import begin, ended, is_wait
 
 MAX_CHILDREN = 10_000
@@ -63,10 +63,11 @@ def render_output(command: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "workflow.rendered", "workflow": workflow, "output": output}
 
 
-def spawned(payload: StepCompleted) -> dict[str, Any]:
+def spawned(payload: StepCompleted, *, agents: Collection[str]) -> dict[str, Any]:
     """The `step.completed` event for an agent's result, with the steps that it spawns as children under full ids.
 
-    Raises InputError for a spawn that is no DAG of its own steps, or a join that names none of them.
+    `agents` are those that there are. Raises InputError for a spawn that is no DAG of its own steps or asks for an agent that is
+    not there, and for a join that names none of its steps. The limits of a step's `spawn` are kept by `advance`, which knows it.
     """
     event = {
         "type": "step.completed",
@@ -79,7 +80,7 @@ def spawned(payload: StepCompleted) -> dict[str, Any]:
     if payload.models:
         event["models"] = {model: _usage(usage) for model, usage in payload.models.items()}
     if payload.spawn or payload.join is not None:
-        _check_spawn(payload)
+        _check_spawn(payload, agents)
         event["children"] = [_spawned_child(payload.step, child) for child in payload.spawn]
         event["join"] = payload.join if payload.join in (None, "*") else f"{payload.step}/{payload.join}"
     return event
@@ -168,13 +169,15 @@ def _for_each(command: Mapping[str, Any]) -> list[Child]:
     # Without a template of its own a child takes its item as literal input, and everything upstream beside it.
     needs = used_steps(templates) if common else command["upstream"]
     shared = {"agent": command["agent"], "uses_input": uses_input(templates)}
+    limits = {"spawn": spec["spawn"]} if "spawn" in spec else {}
     key = "item" if common else "input"
     return [
-        {"id": f"{step}/{index}", **shared, "needs": list(needs), "spec": {**common, key: item}} for index, item in enumerate(items)
+        {"id": f"{step}/{index}", **shared, "needs": list(needs), "spec": {**common, **limits, key: item}}
+        for index, item in enumerate(items)
     ]
 
 
-def _check_spawn(payload: StepCompleted) -> None:
+def _check_spawn(payload: StepCompleted, agents: Collection[str]) -> None:
     step, children = payload.step, payload.spawn
     if len(children) > MAX_CHILDREN:
         raise InputError(f"step {step} spawns {len(children)} steps; at most {MAX_CHILDREN} are allowed")
@@ -184,6 +187,9 @@ def _check_spawn(payload: StepCompleted) -> None:
     for child in children:
         if len(step) + 1 + len(child.id) > _LONGEST_ID:
             raise InputError(f"step {step} spawns {child.id}, whose full id is longer than {_LONGEST_ID}; spawn less deeply")
+        if child.agent not in agents:
+            hint = suggestion(child.agent, agents, what="agents")
+            raise InputError(f"step {step} spawns {child.id} for {quoted(child.agent)}, which is no agent, {hint}")
         unknown = next((need for need in child.needs if need not in needs), None)
         if unknown is not None:
             raise InputError(

@@ -67,6 +67,17 @@ class Wait(_Part):
     timeout_seconds: float | None = Field(default=None, gt=0, le=LONGEST_WAIT_SECONDS)
 
 
+class SpawnLimits(_Part):
+    """What an agent may spawn under its step, and what it spawned under theirs; None is the platform's limit.
+
+    Of `max_steps` each spawned step may spawn an equal share of what its siblings leave; of `max_depth` one less.
+    """
+
+    agents: tuple[Name, ...] | None = None
+    max_steps: int | None = Field(default=None, ge=0, le=10_000)
+    max_depth: int | None = Field(default=None, ge=0, le=5)
+
+
 class Step(_Part):
     """One step as declared: an agent with an input template, a pattern with its parameters, an approval or a wait.
 
@@ -82,6 +93,7 @@ class Step(_Part):
     needs: tuple[str, ...] = ()
     for_each: Any = None
     input: Any = None
+    spawn: SpawnLimits | None = None
     when: Any = None
     timeout_seconds: float = Field(default=300.0, gt=0, le=86_400)
     max_retries: int | None = Field(default=None, ge=0, le=100)
@@ -98,6 +110,7 @@ class Step(_Part):
             "with": None if self.pattern is None else self.with_,
             "approval": None if self.approval is None else self.approval.model_dump(exclude_none=True),
             "wait": None if self.wait is None else self.wait.model_dump(exclude_none=True),
+            "spawn": None if self.spawn is None else self.spawn.model_dump(mode="json", exclude_none=True),
         }
         return {key: value for key, value in declared.items() if value is not None}
 

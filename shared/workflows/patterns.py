@@ -4,10 +4,11 @@ from dataclasses import replace
 
 from shared.errors import InputError
 from shared.workflows.debate import DEBATE
+from shared.workflows.planning import PLAN
 from shared.workflows.stages import Child, Completed, Expanded, Parameter, Pattern, Stage
 from shared.workflows.suggestions import quoted, suggestion
 
-PATTERNS: dict[str, Pattern] = {pattern.name: pattern for pattern in (DEBATE,)}
+PATTERNS: dict[str, Pattern] = {pattern.name: pattern for pattern in (DEBATE, PLAN)}
 """Every pattern, by the name that a definition uses."""
 
 

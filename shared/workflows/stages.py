@@ -18,11 +18,18 @@ Child = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One key of `with`. `objection` says what a value has to be, None when it is."""
+    """One key of `with`. `objection` says what a value has to be, None when it is; `schema` says the same in JSON Schema.
+
+    What is `literal` stands in the definition and is not looked up. `names_agents` says that its values are agents, which have to
+    be there.
+    """
 
     objection: Callable[[Any], str | None]
     required: bool = False
     default: Any = None
+    schema: Mapping[str, Any] = field(default_factory=dict)
+    literal: bool = False
+    names_agents: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class Pattern:
             if value is None:
                 if parameter.required:
                     yield key, f"pattern {self.name} needs a value for {key!r}; add it under with"
-            elif rendered or not _has_places(value):
+            elif rendered or parameter.literal or not _has_places(value):
                 objection = parameter.objection(value)
                 if objection is not None:
                     yield key, f"{key!r} of pattern {self.name} must be {objection}"

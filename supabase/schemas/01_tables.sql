@@ -109,7 +109,7 @@ create table steps (
 );
 
 comment on table steps is 'One unit of agent work in a workflow. Only the primary key is indexed, so that every transition is a heap-only update.';
-comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched.';
+comment on column steps.spec is 'Opaque here: templates, conditions and literal input, decided on when the step is about to be dispatched. But for spawn, which limits what its agent adds.';
 comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
 comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';

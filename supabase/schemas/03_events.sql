@@ -228,6 +228,53 @@ end;
 $$;
 comment on function _on_step is 'step.failed, .deferred, .skipped, .expanded, .waiting, and .completed with children.';
 
+create function _spawn_refusal(limits jsonb, children jsonb) returns text
+language plpgsql immutable as $$
+declare
+    size integer := jsonb_array_length(children);
+    allowed text[] := case when limits ? 'agents' then array(select jsonb_array_elements_text(limits -> 'agents')) end;
+    stranger text;
+begin
+    if size = 0 then
+        return null;
+    end if;
+    if (limits ->> 'max_depth')::integer < 1 then
+        return format('it spawns %s steps, and steps so deep may spawn none; let them be spawned further up or raise max_depth of spawn', size);
+    end if;
+    if size > (limits ->> 'max_steps')::integer then
+        return format('it spawns %s steps and may spawn %s; spawn fewer or raise max_steps of spawn', size, limits ->> 'max_steps');
+    end if;
+    select c.value ->> 'agent' into stranger
+    from jsonb_array_elements(children) as c where c.value ->> 'agent' <> all (allowed) limit 1;
+    if stranger is not null then
+        return format(
+            'it spawns a step for %s, which it may not use; it may use: %s',
+            stranger, coalesce(nullif(array_to_string(allowed, ', '), ''), 'no agent')
+        );
+    end if;
+    return null;
+end;
+$$;
+comment on function _spawn_refusal is 'Which of its limits an agent''s spawn breaks; null when it keeps them all.';
+
+create function _bequeathed(limits jsonb, children jsonb) returns jsonb
+language plpgsql immutable as $$
+declare
+    size integer := jsonb_array_length(children);
+    left_over jsonb := limits || jsonb_build_object('max_depth', (limits ->> 'max_depth')::integer - 1);
+begin
+    if size > 0 and limits ? 'max_steps' then
+        left_over := left_over || jsonb_build_object('max_steps', ((limits ->> 'max_steps')::integer - size) / size);
+    end if;
+    return (
+        select coalesce(jsonb_agg(jsonb_set(c.value, '{spec,spawn}', left_over) order by c.ordinality), '[]')
+        from jsonb_array_elements(children) with ordinality as c
+    );
+end;
+$$;
+comment on function _bequeathed is
+    'Spawned steps with what their parent leaves them of its limits: one level less, an equal share of the steps. So all of them together keep its limits.';
+
 create function _expand_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
@@ -235,20 +282,30 @@ declare
     tried integer := (event ->> 'attempt')::integer;
     size integer := jsonb_array_length(event -> 'children');
     ids text[];
-    room boolean;
+    added jsonb := event -> 'children';
+    limits jsonb;
+    refusal jsonb;
 begin
-    select w.max_steps is null or w.steps_total + size <= w.max_steps into room from workflows as w where w.id = s.workflow_id;
-    if not room then
+    if event ->> 'type' = 'step.completed' then
+        -- Patterns and for_each stand in the definition; what an agent spawns is limited.
+        limits := '{"max_depth": 5}' || coalesce(s.spec -> 'spawn', '{}');
+        refusal := jsonb_build_object('type', 'InputError', 'message', _spawn_refusal(limits, added));
+        added := _bequeathed(limits, added);
+    end if;
+    if refusal ->> 'message' is null and not (
+        select w.max_steps is null or w.steps_total + size <= w.max_steps from workflows as w where w.id = s.workflow_id
+    ) then
+        refusal := jsonb_build_object('type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size));
+    end if;
+    if refusal ->> 'message' is not null then
         -- This result is known: its repetition must not pass for a late one.
         update steps as t set late = t.late || tried where t.workflow_id = s.workflow_id and t.id = s.id;
-        return _fail_step(s, event || jsonb_build_object('error', jsonb_build_object(
-            'type', 'BudgetExceeded', 'message', format('%s more steps would pass max_steps', size)
-        )), cause, moment);
+        return _fail_step(s, event || jsonb_build_object('error', refusal), cause, moment);
     end if;
     update workflows as w set steps_total = w.steps_total + size, steps_open = w.steps_open + size where w.id = s.workflow_id;
-    perform _add_steps(s.workflow_id, s.id, event -> 'children');
+    perform _add_steps(s.workflow_id, s.id, added);
     ids := array(
-        select c.value ->> 'id' from jsonb_array_elements(event -> 'children') with ordinality as c order by c.ordinality
+        select c.value ->> 'id' from jsonb_array_elements(added) with ordinality as c order by c.ordinality
     );
     update steps as t
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,

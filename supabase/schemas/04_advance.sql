@@ -187,7 +187,11 @@ begin
                 'tokens', case when w.max_tokens is not null then greatest(0, w.max_tokens - w.input_tokens - w.output_tokens) end,
                 'cost_microdollars',
                 case when w.max_cost_microdollars is not null then greatest(0, w.max_cost_microdollars - w.cost_microdollars) end,
-                'max_tokens', w.max_tokens, 'max_cost_microdollars', w.max_cost_microdollars
+                'max_tokens', w.max_tokens, 'max_cost_microdollars', w.max_cost_microdollars,
+                'steps', least(
+                    case when w.max_steps is not null then greatest(0, w.max_steps - w.steps_total) end,
+                    (s.spec #>> '{spawn,max_steps}')::integer
+                )
             ),
             'input', case when s.uses_input then w.input end,
             'upstream', coalesce((

@@ -239,8 +239,8 @@ async def test_usage_is_told_by_step_by_model_and_by_workflow(store: WorkflowSto
 
 
 async def test_a_dispatch_says_what_is_left_of_what_and_how_often_its_workflow_went_on(store: WorkflowStore) -> None:
-    first = one(await store.advance([requested([step("a")], max_tokens=100, max_cost_microdollars=7)]), "dispatch")
-    limits = {"max_tokens": 100, "max_cost_microdollars": 7}
+    first = one(await store.advance([requested([step("a")], max_tokens=100, max_cost_microdollars=7, max_steps=3)]), "dispatch")
+    limits = {"max_tokens": 100, "max_cost_microdollars": 7, "steps": 2}
     assert (first["remaining"], first["resumed"]) == ({"tokens": 100, "cost_microdollars": 7, **limits}, 0)
     await store.advance([{**dead("a"), "usage": USAGE}])
     again = one(await store.advance([redriven("a")]), "dispatch")

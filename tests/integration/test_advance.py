@@ -56,7 +56,7 @@ async def test_a_request_is_accepted_and_its_first_steps_are_dispatched(door: Do
         "woken": None,
         "not_before": None,
         "traceparent": "trace",
-        "remaining": dict.fromkeys(("tokens", "cost_microdollars", "max_tokens", "max_cost_microdollars")),
+        "remaining": dict.fromkeys(("tokens", "cost_microdollars", "max_tokens", "max_cost_microdollars", "steps")),
         "input": None,
         "upstream": {},
     }

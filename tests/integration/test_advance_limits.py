@@ -60,8 +60,8 @@ async def test_a_workflow_that_used_too_much_fails(door: Door, limit: dict[str, 
 
 
 async def test_what_remains_of_a_budget_goes_with_each_dispatch(door: Door) -> None:
-    dispatch = one(await door.advance(requested(CHAIN, max_tokens=100, max_cost_microdollars=7)), "dispatch")
-    limits = {"max_tokens": 100, "max_cost_microdollars": 7}
+    dispatch = one(await door.advance(requested(CHAIN, max_tokens=100, max_cost_microdollars=7, max_steps=5)), "dispatch")
+    limits = {"max_tokens": 100, "max_cost_microdollars": 7, "steps": 2}
     assert dispatch["remaining"] == {"tokens": 100, "cost_microdollars": 7, **limits}
     dispatch = one(await door.advance(completed("a")), "dispatch")
     assert dispatch["remaining"] == {"tokens": 70, "cost_microdollars": 2, **limits}

@@ -94,7 +94,7 @@ def test_the_workflows_and_agents_that_there_are_are_named(document: dict[str, A
     (_, report, _) = request["anyOf"]
     assert report["properties"]["input"]["required"] == ["brief"]
     name = operations(document)["POST /v1/agents/{name}/tasks"]["parameters"][0]
-    assert name["schema"]["enum"] == ["critic", "judge", "planner", "researcher", "triager", "writer"]
+    assert name["schema"]["enum"] == ["coordinator", "critic", "judge", "planner", "researcher", "triager", "writer"]
 
 
 async def test_the_document_is_the_same_every_time() -> None:

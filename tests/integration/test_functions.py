@@ -134,6 +134,22 @@ class TestOrchestrator:
         assert (ended.status, ended.error.type, ended.usage.input_tokens) == ("FAILED", "InputError", 7)
         assert len(ended.error.message) <= 2000
 
+    async def test_a_spawn_for_an_agent_that_is_not_there_fails_its_step_and_reaches_no_topic(self, team: Live) -> None:
+        await begun(team)
+        children = (SpawnedStep(id="a", agent="critic"), SpawnedStep(id="b", agent="critique"))
+        used = Usage(model_calls=1, input_tokens=7)
+        event = StepCompleted(**ABOUT, spawn=children, usage=used)
+        assert await report(team, event, id="reply") is Outcome.ACK
+        assert await report(team, event, id="again") is Outcome.ACK
+        assert {message.topic for message in team.bus.published} == {"agent-writer", "workflow-results"}
+        shown = await team.runtime.store.get(WORKFLOW)
+        assert shown["error"] == {
+            "type": "InputError",
+            "message": "step draft spawns b for 'critique', which is no agent, did you mean 'critic'?",
+            "step": "draft",
+        }
+        assert shown["usage"] == used.model_dump()
+
     async def test_a_message_that_is_no_event_is_refused(self, team: Live) -> None:
         before = metrics.value("envelope.rejected", reason="type")
         odd = WorkflowFinished(workflow=WORKFLOW, name="report", status="SUCCESS")

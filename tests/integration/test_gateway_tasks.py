@@ -77,7 +77,7 @@ async def test_an_agent_that_is_not_there_is_not_found_and_those_that_are_there_
 ) -> None:
     for name in ("planer", "gateway", "x" * 5000, "%00"):
         detail = problem_in(await client.post(f"/v1/agents/{name}/tasks", json=TASK), 404).detail
-        assert detail.endswith("there are: critic, judge, planner, researcher, triager, writer")
+        assert detail.endswith("there are: coordinator, critic, judge, planner, researcher, triager, writer")
     assert bus.published == []
 
 

@@ -199,7 +199,7 @@ async def progress(live: Runtime, steps: int) -> None:
 async def test_without_functions_it_works_for_all_that_messages_set_off(start: Start) -> None:
     line = await asyncio.to_thread(start().wait_until_ready)
 
-    ready = "critic, dead_letter, intake, judge, orchestrator, planner, researcher, triager, webhook, writer"
+    ready = "coordinator, critic, dead_letter, intake, judge, orchestrator, planner, researcher, triager, webhook, writer"
     assert line == f"agent-team worker is ready for {ready}"
 
 
@@ -222,7 +222,7 @@ async def test_a_second_signal_ends_it_at_once(start: Start, server: RedisServer
 @pytest.mark.parametrize(
     ("functions", "environment", "said"),
     [
-        (("nobody",), {}, "nobody is no function; a worker can work for: critic, dead_letter, intake,"),
+        (("nobody",), {}, "nobody is no function; a worker can work for: coordinator, critic, dead_letter, intake,"),
         (("gateway",), {}, "gateway is not set off by messages; a worker can work for"),
         ((), {"AGENT_BUS_PROVIDER": "memory"}, "AGENT_BUS_PROVIDER is memory; a worker consumes the Redis bus"),
         ((), {"REDIS_URL": ""}, "REDIS_URL is needed because AGENT_BUS_PROVIDER is redis"),

@@ -20,7 +20,7 @@ from shared.state.postgres import PostgresCaller
 from shared.workflows import Definition, parse_definition, requested
 from tests.support.doubles import SECRET, WORKFLOW, RememberingBus, Stage
 
-AGENTS = ("planner", "researcher", "writer", "critic", "judge")
+AGENTS = ("planner", "researcher", "writer", "critic", "judge", "coordinator")
 
 
 @dataclass

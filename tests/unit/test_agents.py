@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from shared.messages import Remaining, Usage
 from shared.runtime.contract import Run, Task, Team
 
 ROOT = Path(__file__).parents[2]
-AGENTS = ("planner", "researcher", "writer", "critic", "judge", "triager")
+AGENTS = ("planner", "researcher", "writer", "critic", "judge", "triager", "coordinator")
 EXAMPLES = {path.stem: path.read_text() for path in sorted((ROOT / "examples").glob("*.md"))}
 BRIEF = "The ferry to Oban was late. Nobody told the 40 passengers. Why was it late?"
 
@@ -147,6 +148,15 @@ async def test_the_researcher_hands_the_question_on_as_it_was_asked() -> None:
     assert answer == {"question": "Why late?", "findings": [], "gaps": ["No log."]}
 
 
+async def test_the_researcher_reads_the_outputs_of_the_steps_that_it_needs_with_the_brief() -> None:
+    upstream = {"a": {"claim": "It was “late”."}, "gone": None}
+    team = colleagues("researcher", {"question": "Why late?", "brief": BRIEF}, upstream=upstream, says={"findings": [], "gaps": []})
+    await work("researcher", team)
+    brief = team.asked[0]["values"]["brief"]
+    assert brief.startswith(f"{BRIEF}\n\n")
+    assert json.loads(brief.removeprefix(BRIEF)) == {"a": upstream["a"]}
+
+
 async def test_the_writer_drafts_without_the_research_that_failed() -> None:
     team = colleagues("writer", {"plan": {"title": "T"}, "findings": [None, {"question": "Q", "findings": [], "gaps": []}]})
     await work("writer", team)
@@ -254,6 +264,9 @@ async def test_arguments_come_from_the_input_and_from_needed_steps(agent: str) -
         ("judge", {"subject": BRIEF, "arguments": [{"argument": "A"}]}, "input.arguments[0].side is missing"),
         ("judge", {"subject": BRIEF, "arguments": 7}, "input.arguments is not of type array"),
         ("judge", None, "input.subject is missing"),
+        ("coordinator", {"agents": ["writer"]}, "input.goal is missing"),
+        ("coordinator", {"goal": "", "agents": []}, "input.goal is shorter than 1 characters"),
+        ("coordinator", {"goal": "Reach it.", "agents": []}, "input.agents has fewer than 1 items"),
         ("triager", {"ticket": "", "draft": {}, "decision": {}}, "input.ticket is shorter than 1 characters"),
     ],
 )
@@ -263,6 +276,63 @@ async def test_an_input_that_an_agent_cannot_use_is_refused_before_any_call(agen
         await work(agent, team)
     assert str(caught.value) == f"the agent's input does not fit: {reason}"
     assert team.asked == []
+
+
+async def test_the_coordinator_plans_with_the_agents_that_it_may_use() -> None:
+    team = colleagues("coordinator", {"goal": "Say why.", "material": BRIEF, "agents": ["researcher", "writer"], "plan": None})
+    assert await work("coordinator", team) == {
+        "steps": [
+            {"id": "researcher", "agent": "researcher", "input": {"question": "Say why.", "brief": BRIEF}, "needs": []},
+            {"id": "writer", "agent": "writer", "input": {"plan": {"title": "Say why."}}, "needs": ["researcher"]},
+        ],
+        "result": "writer",
+    }
+    (asked,) = team.asked
+    told = {one["agent"]: one["takes"]["required"] for one in asked["values"]["agents"]}
+    # What the writer's code makes of its input is not what a step has to give it.
+    assert told == {"researcher": ["question", "brief"], "writer": ["plan"]}
+    assert asked["values"]["plan"] == {}
+
+
+async def test_the_coordinator_reads_the_fields_of_an_input_as_its_agent_takes_them() -> None:
+    fields = [{"name": "plan", "value": '{"title": "T"}'}, {"name": "count", "value": "7"}, {"name": "why", "value": "[not json"}]
+    asks = [{"name": "question", "value": "7"}]
+    says = {
+        "steps": [
+            {"id": "w", "agent": "writer", "input": fields, "needs": []},
+            {"id": "r", "agent": "researcher", "input": asks, "needs": []},
+            {"id": "x", "agent": "nobody", "input": [], "needs": []},
+        ],
+        "result": "",
+    }
+    made = await ask("coordinator", {"goal": "G", "agents": ["writer", "researcher"]}, says=says)
+    inputs = [{"plan": {"title": "T"}, "count": 7, "why": "[not json"}, {"question": "7"}, {}]
+    assert [step["input"] for step in made["steps"]] == inputs
+    assert made["result"] is None
+
+
+@pytest.mark.parametrize(
+    ("agents", "reason"),
+    [(["nobody"], "there is no agent 'nobody'; there are: coordinator, critic"), ("writer", "not a list of names")],
+)
+async def test_the_coordinator_knows_only_agents_that_are_there(agents: Any, reason: str) -> None:
+    team = colleagues("coordinator", {"goal": "G", "agents": agents})
+    with pytest.raises(InputError, match=reason):
+        await work("coordinator", team)
+    assert team.asked == []
+
+
+async def test_without_a_list_the_coordinator_plans_with_everybody_but_itself() -> None:
+    team = colleagues("coordinator", {"goal": "G"})
+    await work("coordinator", team)
+    assert sorted(one["agent"] for one in team.asked[0]["values"]["agents"]) == sorted(set(AGENTS) - {"coordinator"})
+
+
+async def test_the_writer_takes_findings_from_the_steps_that_it_needs() -> None:
+    found = {"question": "Q", "findings": [], "gaps": []}
+    team = colleagues("writer", {"plan": {"title": "T"}}, upstream={"a": found, "b": None})
+    await work("writer", team)
+    assert team.asked[0]["values"]["findings"] == [found]
 
 
 # What stands in an agent's folder
@@ -304,6 +374,7 @@ def test_whatever_was_written_outside_the_team_is_marked_as_untrusted(agent: str
 def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
     described = yaml.safe_load((ROOT / "functions" / agent / "function.yaml").read_text())
     assert described.pop("description").endswith(".")
+    check_schema(described.pop("input", {}))
     assert described == {
         "name": agent,
         "triggers": [{"topic": f"agent-{agent}"}],

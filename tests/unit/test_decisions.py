@@ -35,7 +35,7 @@ def command(spec: dict[str, Any], **changes: Any) -> dict[str, Any]:
         "timeout_seconds": 300.0,
         "deadline": "2026-01-01T00:05:00+00:00",
         "not_before": None,
-        "remaining": {"tokens": 10, "cost_microdollars": None, "max_tokens": 90, "max_cost_microdollars": None},
+        "remaining": {"tokens": 10, "cost_microdollars": None, "max_tokens": 90, "max_cost_microdollars": None, "steps": None},
         "resumed": 2,
     } | changes
 
@@ -367,8 +367,12 @@ def child(child_id: str, *needs: str, **changes: Any) -> SpawnedStep:
     return SpawnedStep(id=child_id, agent="writer", needs=needs, **changes)
 
 
+def event_of(payload: StepCompleted) -> dict[str, Any]:
+    return spawned(payload, agents=("researcher", "writer"))
+
+
 def test_a_result_without_spawn_is_just_completed() -> None:
-    assert spawned(completed()) == {
+    assert event_of(completed()) == {
         "type": "step.completed",
         "workflow": WORKFLOW,
         "step": "plan",
@@ -379,19 +383,19 @@ def test_a_result_without_spawn_is_just_completed() -> None:
 
 
 def test_usage_is_reported_whole() -> None:
-    assert spawned(completed())["usage"].keys() == Usage.model_fields.keys()
+    assert event_of(completed())["usage"].keys() == Usage.model_fields.keys()
 
 
 def test_usage_by_model_is_reported_where_a_model_was_asked() -> None:
     usage = Usage(model_calls=1, input_tokens=5, output_tokens=2, cost_microdollars=3)
-    made = spawned(completed().model_copy(update={"models": {"gemini-2.5-pro": usage}}))
+    made = event_of(completed().model_copy(update={"models": {"gemini-2.5-pro": usage}}))
     assert made["models"] == {"gemini-2.5-pro": usage.model_dump()}
-    assert "models" not in spawned(completed())
+    assert "models" not in event_of(completed())
 
 
 def test_spawned_steps_get_full_ids_and_keep_their_input_literal() -> None:
     first = child("a", input={"brief": INJECTION}, timeout_seconds=5, max_retries=0, on_failure="continue")
-    made = spawned(completed(first, child("b", "a", "a"), step="plan/0", join="b"))
+    made = event_of(completed(first, child("b", "a", "a"), step="plan/0", join="b"))
     assert made["children"] == [
         {
             "id": "plan/0/a",
@@ -419,11 +423,11 @@ def test_spawned_steps_get_full_ids_and_keep_their_input_literal() -> None:
 
 @pytest.mark.parametrize("join", [None, "*"])
 def test_joins_that_name_no_step_stay_as_they_are(join: str | None) -> None:
-    assert spawned(completed(child("a"), join=join))["join"] == join
+    assert event_of(completed(child("a"), join=join))["join"] == join
 
 
 def test_a_list_of_no_spawned_steps_is_still_a_list() -> None:
-    made = spawned(completed(join="*"))
+    made = event_of(completed(join="*"))
     assert (made["children"], made["join"]) == ([], "*")
 
 
@@ -435,6 +439,10 @@ def test_a_list_of_no_spawned_steps_is_still_a_list() -> None:
         (completed(child("a", "plan/a")), "needs 'plan/a'"),
         (completed(child("a", "a")), "spawns a cycle: a → a"),
         (completed(child("a", "b"), child("b", "a")), "spawns a cycle"),
+        (
+            completed(child("a").model_copy(update={"agent": "writter"})),
+            "spawns a for 'writter', which is no agent, did you mean 'writer'?",
+        ),
         (completed(child("a"), join="b"), "joins on 'b', which it does not spawn"),
         (completed(join="b"), "joins on 'b'"),
         (completed(child("a" * 60), step="/".join(["s" * 46] * 3)), "longer than 200; spawn less deeply"),
@@ -443,12 +451,12 @@ def test_a_list_of_no_spawned_steps_is_still_a_list() -> None:
 )
 def test_a_spawn_that_is_no_dag_of_siblings_is_refused(payload: StepCompleted, reason: str) -> None:
     with pytest.raises(InputError) as refused:
-        spawned(payload)
+        event_of(payload)
     assert reason in str(refused.value)
 
 
 def test_the_longest_id_is_spawned() -> None:
-    made = spawned(completed(child("a" * 60), step="/".join(["s" * 46, "s" * 46, "s" * 45])))
+    made = event_of(completed(child("a" * 60), step="/".join(["s" * 46, "s" * 46, "s" * 45])))
     assert len(made["children"][0]["id"]) == 200
 
 
@@ -459,7 +467,7 @@ def test_the_longest_id_is_spawned() -> None:
 def test_a_spawn_is_refused_or_can_be_run_to_its_end(steps: list[tuple[str, list[str]]], join: str | None) -> None:
     payload = completed(*(child(step, *needs) for step, needs in steps), join=join)
     try:
-        made = spawned(payload)
+        made = event_of(payload)
     except InputError:
         return
     waiting = {step["id"]: set(step["needs"]) for step in made.get("children", [])}

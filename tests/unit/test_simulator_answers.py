@@ -42,6 +42,16 @@ VALUES: dict[str, dict[str, Any]] = {
         "rubric": ["What is checked counts."],
         "arguments": [ARGUMENT, {**ARGUMENT, "side": "against"}],
     },
+    "coordinator": {
+        "goal": "Say why.",
+        "material": BRIEF,
+        "agents": [
+            {"agent": "researcher", "does": "Answers.", "takes": {"required": ["question"], "properties": {"question": {}}}}
+        ],
+        "max_steps": 4,
+        "plan": {"steps": [], "result": None},
+        "errors": ["the plan has no steps"],
+    },
 }
 
 

@@ -2,7 +2,7 @@
 
 Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `concedes_to`, `dissent`, `notice`, `claim`, `evidence`.
 Lists: `questions`, `sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`,
-`changes`, `keywords`. Numbers: `score`, `confidence`, a side of a debate by its name. Choices: `winner`. A text for which the
+`changes`, `keywords`, `steps` where agents are to be planned with, and the `result` of such a plan. Numbers: `score`, `confidence`, a side of a debate by its name. Choices: `winner`. A text for which the
 request itself has a value takes it. Any other name gets the statements that weigh most, or the share of what was looked for that
 the text holds.
 """
@@ -124,6 +124,8 @@ def _string(schema: Mapping[str, Any], material: Material, place: _Place) -> str
         text = place.unit.text if written is None else written(place.unit, len(material.document.units))
     elif place.name in _TEXTS:
         text = _TEXTS[place.name](material)
+    elif place.name == "result" and material.plan is not None:
+        text = material.plan["result"]
     else:
         text = material.echo(place.name) or _statements(material)
     if not text and place.name not in _EMPTY:
@@ -208,6 +210,9 @@ def _array(schema: Mapping[str, Any], material: Material, place: _Place) -> list
     low, high = math.ceil(schema.get("minItems", 0)), schema.get("maxItems", _DEFAULT_ITEMS)
     high = math.floor(min(max(low, high), _MOST_ITEMS))
     items = schema.get("items", {"type": "string"})
+    if place.name == "steps" and material.plan is not None:
+        planned: list[Any] = material.plan["steps"][:high]
+        return planned
     if _kind(items) != "string" or "enum" in items:
         return _rows(items, material, place, low=low, high=high)
     named = _LISTS.get(place.name)

@@ -9,6 +9,7 @@ from typing import Any
 from shared.ai.offline.debate import Argument, Verdict, argue, judge
 from shared.ai.offline.document import LIMIT_CHARACTERS, Document, Unit, read
 from shared.ai.offline.language import capitalised, shortened, terms, words
+from shared.ai.offline.planning import plan
 from shared.ai.offline.report import NOTICE, without_notice
 
 MOST_FINDINGS = 8
@@ -84,6 +85,11 @@ class Material:
     def verdict(self) -> Verdict | None:
         """The outcome of the debate, when the request holds one."""
         return judge(self._arguments) if self._arguments else None
+
+    @cached_property
+    def plan(self) -> dict[str, Any] | None:
+        """The steps for the request's agents, when it asks for a plan."""
+        return plan(self.values)
 
     @property
     def coverage(self) -> float:

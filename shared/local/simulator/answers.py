@@ -38,9 +38,15 @@ _NAMED: Final = {
     "sides": "sides",
     "rubric": "rubric",
     "text": "subject",
+    "goal": "goal",
+    "material": "material",
+    "agents": "agents",
+    "previous": "plan",
+    "errors": "errors",
 }
 """A word that says what a part is → what the team calls it."""
 _ROUND: Final = re.compile(r"^This is round (\d{1,3})\.", re.MULTILINE)
+_MOST_STEPS: Final = re.compile(r"^Plan as few steps as reach the goal, (\d{1,6}) at most\.", re.MULTILINE)
 
 
 def read(prompt: str) -> Material:
@@ -55,6 +61,9 @@ def read(prompt: str) -> Material:
     number = _ROUND.search(prompt)
     if number is not None:
         values["round"] = int(number[1])
+    most = _MOST_STEPS.search(prompt)
+    if most is not None:
+        values["max_steps"] = int(most[1])
     return Material(values, prompt, notice=NOTICE)
 
 

@@ -1,0 +1,1 @@
+"""Coordinator: breaks a goal into steps for other agents."""
