@@ -13,22 +13,22 @@ from shared.errors import AgentTeamError, InputError
 from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
+from shared.workflows.nesting import INPUT, LONGEST_ID, is_value, nested, value
 from shared.workflows.patterns import Child, Completed, Expanded, Stage, expand
 from shared.workflows.suggestions import quoted
 from shared.workflows.waiting import begin, ended, is_wait
 
 MAX_CHILDREN = 10_000
 """Steps that one step may become or spawn."""
-_LONGEST_ID = 200
 _NOTHING: dict[str, Any] = {}
 
 
 def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
     """What a `dispatch` command comes to: the message for the agent, or an event for `advance`.
 
-    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, or a stage of a pattern),
-    `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a signal), what comes of such a wait once it
-    is over, and `step.failed`, permanently, when a template looks up what is not there.
+    The events are `step.skipped` (its `when` is false), `step.expanded` (it is many steps: `for_each`, a nested workflow or a stage
+    of a pattern), `step.completed` (a value, or the last stage of a pattern), `step.waiting` (for people, time or a signal), what
+    comes of such a wait once it is over, and `step.failed`, permanently, when a template looks up what is not there.
     """
     spec = command["spec"]
     if command.get("woken") is not None:
@@ -41,6 +41,10 @@ def decide(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
             return _event("step.waiting", command, **begin(spec, command["step"], _context(command)))
         if "for_each" in spec:
             return _event("step.expanded", command, children=_for_each(command), join="*")
+        if "workflow" in spec:
+            return _event("step.expanded", command, **nested(command, _context(command)))
+        if is_value(command):
+            return _event("step.completed", command, output=value(command, _context(command)))
         if "pattern" in spec:
             return _staged(command, expand(spec["pattern"], _stage(command)))
         if "template" in spec:
@@ -145,12 +149,21 @@ def _values(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _among_siblings(command: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The upstream outputs by the names that siblings have for each other."""
+    """The upstream outputs by the names that they have where the step, or what it came of, is declared."""
     upstream: Mapping[str, Any] = command["upstream"]
-    parent, slash, _ = command["step"].rpartition("/")
-    if not slash:
+    if "/" not in command["step"]:
         return upstream
-    return {step.removeprefix(parent + slash): output for step, output in upstream.items()}
+    named = {_relative(step, command["step"]): output for step, output in upstream.items()}
+    named.pop(INPUT, None)
+    return named
+
+
+def _relative(step: str, other: str) -> str:
+    """`step` below the nearest parent that it shares with `other`."""
+    parent = other.rpartition("/")[0]
+    while parent and not step.startswith(f"{parent}/"):
+        parent = parent.rpartition("/")[0]
+    return step.removeprefix(f"{parent}/")
 
 
 def _for_each(command: Mapping[str, Any]) -> list[Child]:
@@ -160,12 +173,12 @@ def _for_each(command: Mapping[str, Any]) -> list[Child]:
         raise InputError(f"for_each of step {step} is not a list; look up a list")
     if len(items) > MAX_CHILDREN:
         raise InputError(f"for_each of step {step} has {len(items)} items; at most {MAX_CHILDREN} are allowed")
-    common = {key: spec[key] for key in ("template", "pattern", "with") if key in spec}
-    templates = list(common.values())
+    common = {key: spec[key] for key in ("template", "workflow", "pattern", "with") if key in spec}
+    templates = [spec.get(key) for key in ("template", "with")]
     # Without a template of its own a child takes its item as literal input, and everything upstream beside it.
     needs = used_steps(templates) if common else command["upstream"]
     shared = {"agent": command["agent"], "uses_input": uses_input(templates)}
-    key = "item" if common else "input"
+    key = "item" if common.keys() - {"workflow"} else "input"
     return [
         {"id": f"{step}/{index}", **shared, "needs": list(needs), "spec": {**common, key: item}} for index, item in enumerate(items)
     ]
@@ -179,8 +192,8 @@ def _check_spawn(payload: StepCompleted) -> None:
     if len(needs) < len(children):
         raise InputError(f"step {step} spawns {_duplicate(children)} twice; give each step an id of its own")
     for child in children:
-        if len(step) + 1 + len(child.id) > _LONGEST_ID:
-            raise InputError(f"step {step} spawns {child.id}, whose full id is longer than {_LONGEST_ID}; spawn less deeply")
+        if len(step) + 1 + len(child.id) > LONGEST_ID:
+            raise InputError(f"step {step} spawns {child.id}, whose full id is longer than {LONGEST_ID}; spawn less deeply")
         unknown = next((need for need in child.needs if need not in needs), None)
         if unknown is not None:
             raise InputError(
