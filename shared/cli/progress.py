@@ -133,9 +133,8 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
             return _completed(step, data, at)
         case "step.failed":
             return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
-        case "step.skipped":
-            _ended(step, at, "skipped", "", note="its condition does not hold")
-            return f"skipped: {step.note}"
+        case "step.skipped" | "step.cancelled":
+            return _left_out(step, entry["type"], at)
         case "step.expanded":
             step.state, step.note = "waiting", f"waits for {counted(data['steps'], 'step')}"
             return f"goes on in {counted(data['steps'], 'step')}"
@@ -164,6 +163,14 @@ def _completed(step: StepProgress, data: Mapping[str, Any], at: datetime) -> str
         return _ended(step, at, "done", "done in")
     _ended(step, at, "done", "", note="taken over")
     return step.note
+
+
+def _left_out(step: StepProgress, kind: str, at: datetime) -> str:
+    if kind == "step.cancelled":
+        _ended(step, at, "cancelled", "", note="its nested workflow failed")
+    else:
+        _ended(step, at, "skipped", "", note="its condition does not hold")
+    return f"{step.state}: {step.note}"
 
 
 def _dispatched(step: StepProgress) -> str | None:
