@@ -59,6 +59,8 @@ class Progress:
             self.requested = at
         if entry["step"] is None:
             return self._workflow_changed(entry, at)
+        if "/@" in entry["step"] and entry["type"] != "step.failed":
+            return None  # the input or the output of a nested workflow: nobody works on it
         step = self.steps.get(entry["step"])
         if step is None:
             step = self.steps[entry["step"]] = StepProgress(entry["step"], at)

@@ -87,7 +87,7 @@ def _affected(steps: _Steps, changed: Collection[str]) -> tuple[set[str], set[st
             children[step["parent"]].append(step["id"])
     anew: set[str] = set()
     reopened: set[str] = set()
-    waiting = [(step["id"], True) for step in steps if _is_touched(step, fields)]
+    waiting = [(step["id"], True) for step in steps if _is_touched(step, fields, has_children=step["id"] in children)]
     while waiting:
         id, made_anew = waiting.pop()
         if id in anew or (id in reopened and not made_anew):
@@ -119,10 +119,10 @@ def _changed_fields(steps: _Steps, changed: Collection[str]) -> dict[str, Collec
     return fields
 
 
-def _is_touched(step: Mapping[str, Any], fields: Mapping[str, Collection[str]]) -> bool:
-    # A literal input and an item are data, whatever braces they hold. A nested workflow's input is a step of its own.
+def _is_touched(step: Mapping[str, Any], fields: Mapping[str, Collection[str]], *, has_children: bool) -> bool:
+    # A literal input and an item are data, whatever braces they hold. Once a nested workflow began its input is a step of its own.
     spec = step["spec"]
-    names = [name for name in TEMPLATES if not ("workflow" in spec and name == "template")]
+    names = [name for name in TEMPLATES if not (name == "template" and "workflow" in spec and has_children)]
     return step["id"] in fields or _looks_up([spec.get(name) for name in names], fields)
 
 
