@@ -8,15 +8,17 @@ import httpx
 import pytest
 
 from functions.gateway.api import create_app
+from shared.ai.offline import OfflineModel
 from shared.errors import Conflict
-from shared.messages import StepDispatched, WorkflowSignalled
+from shared.messages import StepDispatched, WorkflowRequested, WorkflowSignalled
 from shared.runtime.signals import send_signal
 from shared.runtime.travel import Fork, fork, rerun
 from shared.state import Event
 from shared.state.postgres import connected
 from shared.workflows import Definition
-from tests.support.doubles import WORKFLOW
+from tests.support.doubles import WORKFLOW, CountingModel
 from tests.support.live import Live, completed, definition, failed, live, start
+from tests.support.reports import brief, platform, write_reports
 
 from .door import TABLES
 
@@ -421,3 +423,33 @@ async def test_a_run_keeps_the_nested_definition_that_it_started_with(team: Live
     changed["report"] = PAIR
     await tell(team, completed("pick", output="tea"))
     assert sent(team) == ["pick", "sub/plan", "sub/tone"]
+
+
+async def test_a_nested_report_is_the_report_and_its_fork_calls_models_only_for_what_changed(database: str, tmp_path: Path) -> None:
+    model = CountingModel(OfflineModel())
+    async with platform(database, tmp_path, model=model) as on:
+        nests = on.runtime.definitions
+        nests["small"] = definition(
+            """
+            - {id: sub, workflow: report, input: {brief: "{{ input.brief }}"}}
+            - {id: other, agent: planner, input: {brief: "{{ input.other }}"}}
+            """,
+            nests=nests,
+            input=f"{{brief: {TEXT}, other: {TEXT}}}",
+            output="{{ steps.sub.output }}",
+        )
+        (report,) = await write_reports(on, [brief(0)])
+        before = len(model.prompts)
+        workflow = await on.submit(WorkflowRequested(workflow="small", input={"brief": brief(0), "other": brief(1)}))
+        async for _ in on.follow(workflow):
+            pass
+        shown = await on.runtime.store.get(workflow)
+        assert (shown["status"], shown["output"]) == ("SUCCESS", report["output"])
+        assert len(model.prompts) - before == report["usage"]["model_calls"] + 1 == shown["usage"]["model_calls"]
+
+        before = len(model.prompts)
+        answer = await fork(on.runtime, Fork(workflow, None, {"other": brief(2)}), function="gateway")
+        async for _ in on.follow(answer["workflow"]):
+            pass
+        assert (await on.runtime.store.get(answer["workflow"]))["output"] == report["output"]
+        assert len(model.prompts) - before == 1
