@@ -8,7 +8,7 @@ import pytest
 from shared.errors import DefinitionError, InputError
 from shared.workflows import Definition, decide, load_definition, load_definitions, reusable
 from tests.support.live import AGENTS, definition, start
-from tests.unit.test_decisions import event, failure
+from tests.unit.test_decisions import dispatched, event, failure
 
 TEXT = "{type: string, required: true}"
 LEAF = definition(
@@ -113,6 +113,12 @@ def test_an_item_is_the_input_where_no_other_is_given() -> None:
 def test_an_id_that_would_be_too_long_fails_the_step() -> None:
     given = spec(nesting(", input: {brief: b}"))
     assert "more than 200 characters" in failure(given, step="s" * 195, agent="workflow:leaf")
+
+
+@pytest.mark.parametrize("step", ["sub/draft", "sub/each/0"])
+def test_an_agent_inside_knows_what_it_needs_by_the_names_of_its_own_definition(step: str) -> None:
+    upstream = {"sub/@input": {"brief": "b"}, "sub/plan": "P", "sub/debate": "D"}
+    assert dispatched({"input": 1}, step=step, upstream=upstream).upstream == {"plan": "P", "debate": "D"}
 
 
 # What is refused
