@@ -257,6 +257,13 @@ async def test_a_nested_workflow_that_may_fail_ends_alone_and_the_rest_goes_on_w
     assert [one.status for one in team.finished()] == ["SUCCESS"]
 
 
+async def test_only_a_nested_workflow_takes_the_failure_of_its_steps_on_itself(team: Live) -> None:
+    await begun(team, "- {id: a, agent: planner, input: {}, on_failure: continue}")
+    child = {"id": "a/b", "agent": "critic", "needs": [], "spec": {"input": 1}, "on_failure": "fail"}
+    await tell(team, {**completed("a"), "children": [child], "join": "a/b"}, failed("a/b", permanent=True))
+    assert (await team.store.get(WORKFLOW))["status"] == "FAILED"
+
+
 async def test_of_many_nested_workflows_the_one_that_failed_is_null(team: Live) -> None:
     small = definition("- {id: one, agent: writer, input: {}}", name="pair")
     outer = definition(
@@ -410,11 +417,10 @@ async def test_a_fork_leaves_a_nested_workflow_that_had_failed_as_it_is(team: Li
     await tell(team, failed("sub/one", permanent=True), completed("other"))
     workflow = await forked(team)
     assert sent(team) == ["end"]
-    await tell(team, completed("end", workflow=workflow))
-    shown = await team.store.get(workflow)
-    assert shown["status"] == "SUCCESS"
-    snapshot = await team.store.snapshot(workflow, shown["seq"])
+    snapshot = await team.store.snapshot(workflow, (await team.store.get(workflow))["seq"])
     assert {step["id"]: step["status"] for step in snapshot["steps"]} == await statuses(team, workflow)
+    await tell(team, completed("end", workflow=workflow))
+    assert (await team.store.get(workflow))["status"] == "SUCCESS"
 
 
 async def test_a_run_keeps_the_nested_definition_that_it_started_with(team: Live) -> None:
