@@ -210,7 +210,8 @@ class Release:
 
 def say(line: str) -> None:
     """One line of the build's log."""
-    print(line, flush=True)
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
 
 
 def _functions() -> list[Path]:
@@ -257,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
             case _:
                 release.rollback(None if given.state is None else _read(given.state))
     except Failure as failure:
-        print(f"error: {failure}", file=sys.stderr)
+        sys.stderr.write(f"error: {failure}\n")
         return 1
     return 0
 

@@ -7,14 +7,14 @@ Looked-up values are never evaluated again, so data that happens to contain `{{`
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import orjson
 
 from shared.errors import InputError
 
-_NAME = r"[A-Za-z0-9_-]+(?:/[A-Za-z0-9_-]+)*"
+_NAME = r"[A-Za-z0-9_-]+(?:/@?[A-Za-z0-9_-]+)*"
 _PATH = rf"{_NAME}(?:\.{_NAME}|\[\d{{1,6}}\])*"
 _PLACE = re.compile(rf"\{{\{{\s*({_PATH})\s*\}}\}}")
 _BRACES = re.compile(r"\{\{.*?(?:\}\}|$)", re.DOTALL)
@@ -51,6 +51,20 @@ def paths(template: Any) -> Iterator[Path]:
     elif isinstance(template, list | tuple):
         for value in template:
             yield from paths(value)
+
+
+def replaced(template: Any, place: Callable[[str], str]) -> Any:
+    """`template` with every path that it looks up replaced by what `place` makes of its text; it looks up as many as before.
+
+    Raises InputError for braces that hold no path.
+    """
+    if isinstance(template, str):
+        return _BRACES.sub(lambda braces: f"{{{{ {place(_path(braces[0]))} }}}}", template)
+    if isinstance(template, Mapping):
+        return {key: replaced(value, place) for key, value in template.items()}
+    if isinstance(template, list | tuple):
+        return [replaced(value, place) for value in template]
+    return template
 
 
 def _render_text(text: str, context: Mapping[str, Any]) -> Any:

@@ -220,7 +220,9 @@ class Step(Part):
 
     id: StepId = Field(description="Its name in the workflow.", examples=["research/0"])
     parent: StepId | None = Field(description="The step that added this one.", examples=["research"])
-    agent: str = Field(description="Who works on it; `pattern:` and a name where it stands for others.", examples=["researcher"])
+    agent: str = Field(
+        description="Who works on it; `pattern:` or `workflow:` and a name where it stands for others.", examples=["researcher"]
+    )
     status: StepStatus = Field(description="SUCCESS, FAILED, SKIPPED and CANCELLED are ends.", examples=["SUCCESS"])
     attempt: int = Field(description="The last attempt, counted from 1; 0 before the first.", examples=[1])
     needs: list[StepId] = Field(description="The steps that end before it starts.", examples=[["plan"]])

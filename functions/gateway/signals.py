@@ -66,7 +66,7 @@ class Signalled(Accepted):
 
 
 @signals.post(
-    "/{id}/signals/{name}",
+    "/{id}/signals/{name:path}",
     status_code=202,
     response_model=Signalled,
     responses=documented(BAD_REQUEST, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, INVALID),

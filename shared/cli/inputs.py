@@ -29,7 +29,7 @@ def find_definition(live: "Runtime", workflow: str) -> Definition:
     path = Path(workflow)
     if path.suffix in (".yaml", ".yml"):
         agents = [name for name, spec in live.functions.items() if spec.is_agent]
-        definition = load_definition(path, agents=agents)
+        definition = load_definition(path, agents=agents, others=lambda: live.definitions)
         live.definitions[definition.name] = definition
         return definition
     known = live.definitions.get(workflow)

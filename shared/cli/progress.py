@@ -59,6 +59,8 @@ class Progress:
             self.requested = at
         if entry["step"] is None:
             return self._workflow_changed(entry, at)
+        if "/@" in entry["step"] and entry["type"] != "step.failed":
+            return None  # the input or the output of a nested workflow: nobody works on it
         step = self.steps.get(entry["step"])
         if step is None:
             step = self.steps[entry["step"]] = StepProgress(entry["step"], at)
@@ -139,9 +141,8 @@ def _changed(step: StepProgress, entry: Mapping[str, Any], at: datetime) -> str 
             return _completed(step, data, at)
         case "step.failed":
             return f"{_ended(step, at, 'failed', 'failed after', note=_error(data))}: {step.note}"
-        case "step.skipped":
-            _ended(step, at, "skipped", "", note=why_skipped(data))
-            return f"skipped: {step.note}"
+        case "step.skipped" | "step.cancelled":
+            return _left_out(step, entry["type"], data, at)
         case "step.expanded":
             step.state, step.note = "waiting", f"waits for {counted(data['steps'], 'step')}"
             return f"goes on in {counted(data['steps'], 'step')}"
@@ -170,6 +171,14 @@ def _completed(step: StepProgress, data: Mapping[str, Any], at: datetime) -> str
         return _ended(step, at, "done", "done in")
     _ended(step, at, "done", "", note="taken over")
     return step.note
+
+
+def _left_out(step: StepProgress, kind: str, data: Mapping[str, Any], at: datetime) -> str:
+    if kind == "step.cancelled":
+        _ended(step, at, "cancelled", "", note="its nested workflow failed")
+    else:
+        _ended(step, at, "skipped", "", note=why_skipped(data))
+    return f"{step.state}: {step.note}"
 
 
 def _dispatched(step: StepProgress) -> str | None:

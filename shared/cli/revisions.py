@@ -1,8 +1,8 @@
 """The revisions of every function under one tag, asked from inside the project in its own name.
 
 Cloud Run answers a tag at `https://TAG---SERVICE-PROJECTNUMBER.REGION.run.app`
-(https://cloud.google.com/run/docs/triggering/https-request#deterministic), and lets in whoever shows an identity token of an account
-that may invoke the service. The metadata server makes such tokens.
+(https://cloud.google.com/run/docs/triggering/https-request#deterministic), and lets in whoever shows an identity token of an
+account that may invoke the service. The metadata server makes such tokens.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""`agent-team smoke`: does what was just deployed work?"""
+"""`agent-team smoke`: whether what was just deployed works."""
 
 import re
 from pathlib import Path

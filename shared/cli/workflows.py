@@ -87,7 +87,7 @@ def _definitions() -> "dict[str, Definition]":
 def _load(file: Path) -> "Definition":
     from shared.workflows import load_definition
 
-    return load_definition(file, agents=_agents())
+    return load_definition(file, agents=_agents(), others=_definitions)
 
 
 def _agents() -> list[str]:
@@ -131,6 +131,8 @@ def _line(step: "Step", others: list[str]) -> str:
 def _what(step: "Step") -> str:
     if step.approval is not None:
         return "waits for an approval"
+    if step.workflow is not None:
+        return f"workflow {step.workflow}"
     if step.wait is None:
         return f"agent {step.agent}" if step.agent is not None else f"pattern {step.pattern}"
     if step.wait.signal is not None:

@@ -9,12 +9,12 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 WorkflowId = Annotated[str, StringConstraints(pattern=r"^wf_[0-9A-HJKMNP-TV-Z]{26}$")]
 """`wf_<ulid>`."""
-StepId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=200)]
-"""A step's name in its workflow; `research/0` is the first child of `research`."""
+StepId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/@?[A-Za-z0-9_-]+)*$", max_length=200)]
+"""A step's name in its workflow; `research/0` is the first child of `research`. `@` begins what no definition declares."""
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]*$", max_length=63)]
 """The name of an agent, a function or a workflow definition."""
-SignalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+$", max_length=60)]
-"""The name of a signal, or the id of a step that waits."""
+SignalName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$", max_length=200)]
+"""The name of a signal, or the id of a step that waits; one in a nested workflow has slashes: `report/approve`."""
 Attempt = Annotated[int, Field(ge=1, le=2**31 - 1)]
 """Counted from 1. Bounded, like all that PostgreSQL casts, because one value out of range would fail a whole batch."""
 Amount = Annotated[int, Field(ge=0, le=2**63 - 1)]

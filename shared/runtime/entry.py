@@ -1,7 +1,7 @@
 """Entry points: what functions-framework finds in a function's `main`, and what the local platform asks it for.
 
-Under functions-framework the entry point serves the push door over HTTP, and says with GET which function it is. The local platform takes the same handlers from
-`Function.handlers` and joins them to its bus without HTTP in between.
+Under functions-framework the entry point serves the push door over HTTP, and says with GET which function it is. The local platform
+takes the same handlers from `Function.handlers` and joins them to its bus without HTTP in between.
 """
 
 import importlib

@@ -28,6 +28,7 @@ def request_event(
         traceparent = (current_trace() or TraceContext.new()).header
     return requested(
         definition,
+        definitions=live.definitions,
         workflow=workflow,
         input=wanted.input,
         budget=wanted.budget,

@@ -120,8 +120,10 @@ def _step_ids(source: Source) -> Collection[str]:
 
 def _check_step(source: Source, index: int, step: Step, names: _Names) -> None:
     at: Path = ("steps", index)
-    if [step.agent, step.pattern, step.approval, step.wait].count(None) != 3:
-        source.problem(at, f"step {step.id!r} needs one of agent, pattern, approval and wait, and not more")
+    if [step.agent, step.workflow, step.pattern, step.approval, step.wait].count(None) != 4:
+        source.problem(at, f"step {step.id!r} needs one of agent, workflow, pattern, approval and wait, and not more")
+    elif step.workflow is not None:
+        _check_nested(source, at, step)
     elif step.agent is not None:
         _check_agent(source, at, step, names)
     elif step.pattern is not None:
@@ -159,6 +161,14 @@ def _check_agents(source: Source, at: Path, listed: Any, names: _Names) -> None:
     for index, agent in enumerate(listed if isinstance(listed, list | tuple) else ()):
         if isinstance(agent, str) and agent not in names.agents:
             source.problem((*at, index), f"unknown agent {quoted(agent)}, {suggestion(agent, names.agents, what='agents')}")
+
+
+def _check_nested(source: Source, at: Path, step: Step) -> None:
+    """Without the other definition, which `check_nesting` knows."""
+    for key in ("with", "timeout_seconds", "max_retries"):
+        if (f"{key}_" if key == "with" else key) in step.model_fields_set:
+            what = "patterns" if key == "with" else "steps that work; the steps of a nested workflow have their own"
+            source.problem((*at, key), f"{key} is for {what}")
 
 
 def _check_pattern(source: Source, at: Path, step: Step, names: _Names) -> None:

@@ -13,13 +13,13 @@ from shared.errors import AgentTeamError, InputError
 from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
+from shared.workflows.nesting import INPUT, LONGEST_ID, is_value, nested, value
 from shared.workflows.patterns import Child, Completed, Expanded, Stage, expand
 from shared.workflows.suggestions import quoted, suggestion
 from shared.workflows.waiting import begin, ended, is_wait
 
 MAX_CHILDREN = 10_000
 """Steps that one step may become or spawn."""
-_LONGEST_ID = 200
 _NOTHING: dict[str, Any] = {}
 
 
@@ -28,28 +28,44 @@ def decide(command: Mapping[str, Any], *, switched_off: Mapping[str, str] = _NOT
 
     `switched_off` are the patterns that are not to be used here, and why; what has begun is brought to its end.
     The events are `step.skipped` (its `when` is false, or its pattern is switched off), `step.expanded` (it is many steps:
-    `for_each`, or a stage of a pattern), `step.completed` (the last stage of a pattern), `step.waiting` (for people, time or a
-    signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a template looks up what is not there.
+    `for_each`, a nested workflow or a stage of a pattern), `step.completed` (a value, or the last stage of a pattern),
+    `step.waiting` (for people, time or a signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a
+    template looks up what is not there.
     """
     spec = command["spec"]
     if command.get("woken") is not None:
         kind, details = ended(spec, command["woken"])
         return _event(kind, command, **details)
     try:
-        if "when" in spec and not render(spec["when"], _context(command)):
-            return _event("step.skipped", command, reason="when")
-        if spec.get("pattern") in switched_off and "state" not in spec:
-            return _event("step.skipped", command, reason=switched_off[spec["pattern"]])
-        if is_wait(spec):
-            return _event("step.waiting", command, **begin(spec, command["step"], _context(command)))
-        if "for_each" in spec:
-            return _event("step.expanded", command, children=_for_each(command), join="*")
-        if "pattern" in spec:
-            return _staged(command, expand(spec["pattern"], _stage(command)))
-        if "template" in spec:
-            return _dispatched(command, render(spec["template"], _context(command)), _NOTHING)
+        reason = _skipped(command, switched_off)
+        if reason is not None:
+            return _event("step.skipped", command, reason=reason)
+        return _decided(command)
     except InputError as exc:
         return _event("step.failed", command, permanent=True, error=_error(exc))
+
+
+def _skipped(command: Mapping[str, Any], switched_off: Mapping[str, str]) -> str | None:
+    spec = command["spec"]
+    if "when" in spec and not render(spec["when"], _context(command)):
+        return "when"
+    return None if "state" in spec else switched_off.get(spec.get("pattern", ""))
+
+
+def _decided(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
+    spec = command["spec"]
+    if is_wait(spec):
+        return _event("step.waiting", command, **begin(spec, command["step"], _context(command)))
+    if "for_each" in spec:
+        return _event("step.expanded", command, children=_for_each(command), join="*")
+    if "workflow" in spec:
+        return _event("step.expanded", command, **nested(command, _context(command)))
+    if is_value(command):
+        return _event("step.completed", command, output=value(command, _context(command)))
+    if "pattern" in spec:
+        return _staged(command, expand(spec["pattern"], _stage(command)))
+    if "template" in spec:
+        return _dispatched(command, render(spec["template"], _context(command)), _NOTHING)
     return _dispatched(command, spec.get("input"), _among_siblings(command))
 
 
@@ -149,12 +165,21 @@ def _values(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _among_siblings(command: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The upstream outputs by the names that siblings have for each other."""
+    """The upstream outputs by the names that they have where the step, or what it came of, is declared."""
     upstream: Mapping[str, Any] = command["upstream"]
-    parent, slash, _ = command["step"].rpartition("/")
-    if not slash:
+    if "/" not in command["step"]:
         return upstream
-    return {step.removeprefix(parent + slash): output for step, output in upstream.items()}
+    named = {_relative(step, command["step"]): output for step, output in upstream.items()}
+    named.pop(INPUT, None)
+    return named
+
+
+def _relative(step: str, other: str) -> str:
+    """`step` below the nearest parent that it shares with `other`."""
+    parent = other.rpartition("/")[0]
+    while parent and not step.startswith(f"{parent}/"):
+        parent = parent.rpartition("/")[0]
+    return step.removeprefix(f"{parent}/")
 
 
 def _for_each(command: Mapping[str, Any]) -> list[Child]:
@@ -164,13 +189,13 @@ def _for_each(command: Mapping[str, Any]) -> list[Child]:
         raise InputError(f"for_each of step {step} is not a list; look up a list")
     if len(items) > MAX_CHILDREN:
         raise InputError(f"for_each of step {step} has {len(items)} items; at most {MAX_CHILDREN} are allowed")
-    common = {key: spec[key] for key in ("template", "pattern", "with") if key in spec}
-    templates = list(common.values())
+    common = {key: spec[key] for key in ("template", "workflow", "pattern", "with") if key in spec}
+    templates = [spec.get(key) for key in ("template", "with")]
     # Without a template of its own a child takes its item as literal input, and everything upstream beside it.
     needs = used_steps(templates) if common else command["upstream"]
     shared = {"agent": command["agent"], "uses_input": uses_input(templates)}
     limits = {"spawn": spec["spawn"]} if "spawn" in spec else {}
-    key = "item" if common else "input"
+    key = "item" if common.keys() - {"workflow"} else "input"
     return [
         {"id": f"{step}/{index}", **shared, "needs": list(needs), "spec": {**common, **limits, key: item}}
         for index, item in enumerate(items)
@@ -185,8 +210,8 @@ def _check_spawn(payload: StepCompleted, agents: Collection[str]) -> None:
     if len(needs) < len(children):
         raise InputError(f"step {step} spawns {_duplicate(children)} twice; give each step an id of its own")
     for child in children:
-        if len(step) + 1 + len(child.id) > _LONGEST_ID:
-            raise InputError(f"step {step} spawns {child.id}, whose full id is longer than {_LONGEST_ID}; spawn less deeply")
+        if len(step) + 1 + len(child.id) > LONGEST_ID:
+            raise InputError(f"step {step} spawns {child.id}, whose full id is longer than {LONGEST_ID}; spawn less deeply")
         if child.agent not in agents:
             hint = suggestion(child.agent, agents, what="agents")
             raise InputError(f"step {step} spawns {child.id} for {quoted(child.agent)}, which is no agent, {hint}")

@@ -79,13 +79,14 @@ class SpawnLimits(_Part):
 
 
 class Step(_Part):
-    """One step as declared: an agent with an input template, a pattern with its parameters, an approval or a wait.
+    """One step as declared: an agent or a workflow with an input template, a pattern with its parameters, an approval or a wait.
 
     `max_retries` None means the platform's default. `on_failure: continue` lets the steps that need it go on with null.
     """
 
     id: FieldName
     agent: Name | None = None
+    workflow: Name | None = None
     pattern: str | None = None
     approval: Approval | None = None
     wait: Wait | None = None
@@ -101,11 +102,15 @@ class Step(_Part):
 
     @cached_property
     def spec(self) -> dict[str, Any]:
-        """What `decide` needs to know when the step is about to be dispatched; opaque to everybody else."""
+        """What `decide` needs to know when the step is about to be dispatched; opaque to everybody else.
+
+        Of a nested workflow the name stands here, and a run has the definition in its place.
+        """
         declared = {
             "template": self.input,
             "when": self.when,
             "for_each": self.for_each,
+            "workflow": self.workflow,
             "pattern": self.pattern,
             "with": None if self.pattern is None else self.with_,
             "approval": None if self.approval is None else self.approval.model_dump(exclude_none=True),
@@ -121,11 +126,13 @@ class Step(_Part):
 
     @cached_property
     def kind(self) -> str:
-        """Who or what the step is for: an agent's name, `pattern:<name>`, or `wait:` and approval, time or signal."""
+        """Who or what it is for: an agent's name, `workflow:<name>`, `pattern:<name>`, or `wait:` and approval, time or signal."""
         if self.approval is not None:
             return "wait:approval"
         if self.wait is not None:
             return "wait:time" if self.wait.signal is None else "wait:signal"
+        if self.workflow is not None:
+            return f"workflow:{self.workflow}"
         return f"pattern:{self.pattern}" if self.agent is None else self.agent
 
     @cached_property
@@ -167,29 +174,38 @@ class Definition(_Part):
         """Whether the output looks up the workflow's input."""
         return uses_input(self.output_template)
 
+    @cached_property
+    def nests(self) -> tuple[str, ...]:
+        """The workflows that are steps of this one, each once."""
+        return tuple(dict.fromkeys(step.workflow for step in self.steps if step.workflow is not None))
+
     def check_input(self, input: Mapping[str, Any]) -> dict[str, Any]:
         """`input` with defaults filled in; null counts as not given. Raises InputError naming every field that is wrong."""
-        problems = [
-            f"{quoted(name)} is unknown, {suggestion(str(name), self.input, what='fields')}"
-            for name in input
-            if name not in self.input
-        ]
-        complete: dict[str, Any] = {}
-        for name, field in self.input.items():
-            value = input.get(name)
-            if value is None:
-                value = field.default
-                if field.required:
-                    problems.append(f"{name!r} is missing, give a value of type {field.type}")
-            elif not field.takes(value):
-                problems.append(f"{name!r} must be of type {field.type}, not {_type_name(value)}")
-            complete[name] = value
-        if problems:
-            raise InputError(f"input of {self.name}: {'; '.join(problems)}")
-        return complete
+        return complete_input(self.name, self.input, input)
 
 
-def _type_name(value: Any) -> str:
+def complete_input(workflow: str, fields: Mapping[str, InputField], input: Mapping[str, Any]) -> dict[str, Any]:
+    """`input` of `workflow` with the defaults of `fields` filled in. Raises InputError naming every field that is wrong."""
+    problems = [
+        f"{quoted(name)} is unknown, {suggestion(str(name), fields, what='fields')}" for name in input if name not in fields
+    ]
+    complete: dict[str, Any] = {}
+    for name, field in fields.items():
+        value = input.get(name)
+        if value is None:
+            value = field.default
+            if field.required:
+                problems.append(f"{name!r} is missing, give a value of type {field.type}")
+        elif not field.takes(value):
+            problems.append(f"{name!r} must be of type {field.type}, not {type_name(value)}")
+        complete[name] = value
+    if problems:
+        raise InputError(f"input of {workflow}: {'; '.join(problems)}")
+    return complete
+
+
+def type_name(value: Any) -> str:
+    """What JSON calls a value of this kind."""
     return next((name for name in ("boolean", "integer", "number", "string", "array", "object") if _TAKES[name](value)), "no JSON")
 
 

@@ -5,7 +5,7 @@ Anchors, aliases, tags and dates are refused, as are duplicate keys, which YAML 
 """
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path as File
 from typing import Any
 
@@ -17,7 +17,11 @@ from shared.errors import DefinitionError
 from shared.templates import Path
 from shared.workflows.checking import checked
 from shared.workflows.definitions import Definition
+from shared.workflows.nesting_checks import check_nesting
 from shared.workflows.source import Source
+
+Others = Callable[[], Mapping[str, Definition]]
+"""What tells the other definitions that there are, by name."""
 
 _LARGEST_FILE_BYTES = 256 * 1024
 _DEEPEST = 50
@@ -31,13 +35,19 @@ def load_definitions(folder: File, *, agents: Collection[str]) -> dict[str, Defi
     """
     if not folder.is_dir():
         raise DefinitionError(f"{folder}:1: there is no such folder; name the one that holds the definitions")
-    definitions: dict[str, Definition] = {}
+    loaded: dict[str, tuple[Source, Definition]] = {}
     problems: list[str] = []
-    for file in sorted(folder.iterdir()):
-        if file.suffix not in (".yaml", ".yml"):
-            continue
+    files = [file for file in sorted(folder.iterdir()) if file.suffix in (".yaml", ".yml")]
+    for file in files:
         try:
-            definitions[file.stem] = load_definition(file, agents=agents)
+            loaded[file.stem] = _load(file, agents)
+        except DefinitionError as exc:
+            problems.append(str(exc))
+    definitions = {name: definition for name, (_, definition) in loaded.items()}
+    for source, definition in loaded.values():
+        try:
+            # A file with a mistake of its own is there all the same.
+            check_nesting(source, definition, definitions, unread={file.stem for file in files} - loaded.keys())
         except DefinitionError as exc:
             problems.append(str(exc))
     if problems:
@@ -45,17 +55,32 @@ def load_definitions(folder: File, *, agents: Collection[str]) -> dict[str, Defi
     return definitions
 
 
-def load_definition(file: File, *, agents: Collection[str]) -> Definition:
-    """The definition in `file`, which is named after it; `agents` are the agents that there are. Raises DefinitionError."""
-    definition = parse_definition(_read(file), file=str(file), agents=agents)
+def load_definition(file: File, *, agents: Collection[str], others: Others = dict) -> Definition:
+    """The definition in `file`, which is named after it.
+
+    `agents` are the agents that there are; `others` is asked for the other definitions when it nests any. Raises DefinitionError.
+    """
+    return _nesting_checked(*_load(file, agents), others)
+
+
+def parse_definition(text: str, *, file: str, agents: Collection[str], others: Others = dict) -> Definition:
+    """The definition that `text` holds; `file` is what messages call it. Raises DefinitionError."""
+    source = _source(text, file)
+    return _nesting_checked(source, checked(source, agents=agents), others)
+
+
+def _load(file: File, agents: Collection[str]) -> tuple[Source, Definition]:
+    source = _source(_read(file), str(file))
+    definition = checked(source, agents=agents)
     if file.name != f"{definition.name}.yaml":
         raise DefinitionError(f"{file}:1: it defines {definition.name!r}; name the file {definition.name}.yaml")
+    return source, definition
+
+
+def _nesting_checked(source: Source, definition: Definition, others: Others) -> Definition:
+    if definition.nests:
+        check_nesting(source, definition, {**others(), definition.name: definition})
     return definition
-
-
-def parse_definition(text: str, *, file: str, agents: Collection[str]) -> Definition:
-    """The definition that `text` holds; `file` is what messages call it. Raises DefinitionError."""
-    return checked(_source(text, file), agents=agents)
 
 
 def _read(file: File) -> str:

@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -10,6 +11,7 @@ import orjson
 from shared.errors import InputError
 from shared.messages import Budget, WorkflowSignalled
 from shared.workflows.definitions import Definition, Step, budget_problems
+from shared.workflows.suggestions import quoted, suggestion
 
 # In JSON text an escaped backslash before u0000 is not a NUL.
 TASK_STEP: Final = "task"
@@ -25,6 +27,7 @@ def requested(
     workflow: str,
     input: Mapping[str, Any],
     default_max_retries: int,
+    definitions: Mapping[str, Definition] = MappingProxyType({}),
     budget: Budget | None = None,
     priority: int = 0,
     request_key: str | None = None,
@@ -33,8 +36,9 @@ def requested(
 ) -> dict[str, Any]:
     """The `workflow.requested` event for one run of `definition`, known as `workflow`.
 
-    Limits given in `budget` replace the definition's. `request_hash` tells whether two requests with the same `request_key` ask for
-    the same: it covers what the caller gave, so that a default that changes between them makes no difference.
+    `definitions` has those that it nests, by name; the run keeps them as they are now. Limits given in `budget` replace the
+    definition's. `request_hash` tells whether two requests with the same `request_key` ask for the same: it covers what the caller
+    gave, so that a default that changes between them makes no difference.
 
     Raises InputError for an input that the definition does not take or that cannot be stored, and for a budget beyond measure.
     """
@@ -55,7 +59,7 @@ def requested(
         "priority": priority,
         "callback_url": callback_url,
         "traceparent": traceparent,
-        "steps": [_step(step, default_max_retries) for step in definition.steps],
+        "steps": [_step(step, default_max_retries, definitions) for step in definition.steps],
     }
 
 
@@ -76,7 +80,7 @@ def requested_task(
     The workflow bears the agent's name. Limits given in `budget` replace those of `TASK_BUDGET`. Raises InputError as `requested`.
     """
     own = {} if budget is None else budget.model_dump(exclude_none=True)
-    step = _step(Step(id=TASK_STEP, agent=agent), default_max_retries)
+    step = _step(Step(id=TASK_STEP, agent=agent), default_max_retries, {})
     return {
         "type": "workflow.requested",
         "workflow": workflow,
@@ -143,15 +147,32 @@ def _canonical(value: Any, what: str) -> bytes:
     return canonical
 
 
-def _step(step: Step, default_max_retries: int) -> dict[str, Any]:
+def _step(step: Step, default_max_retries: int, definitions: Mapping[str, Definition]) -> dict[str, Any]:
+    spec = step.spec
+    if step.workflow is not None:
+        spec = {**spec, "workflow": _embedded(step.workflow, default_max_retries, definitions)}
     return {
         "id": step.id,
         "agent": step.kind,
         "needs": list(step.needs),
-        "spec": step.spec,
+        "spec": spec,
         "signal": step.signal,
         "uses_input": step.uses_input,
         "max_retries": default_max_retries if step.max_retries is None else step.max_retries,
         "timeout_seconds": step.timeout_seconds,
         "on_failure": step.on_failure,
+    }
+
+
+def _embedded(name: str, default_max_retries: int, definitions: Mapping[str, Definition]) -> dict[str, Any]:
+    """A nested definition as its step carries it, with those that it nests itself. That this ends is checked when it is loaded."""
+    nested = definitions.get(name)
+    if nested is None:
+        raise InputError(f"there is no workflow {quoted(name)} to nest, {suggestion(name, definitions, what='workflows')}")
+    return {
+        "name": name,
+        "version": nested.version,
+        "input": {field: declared.model_dump() for field, declared in nested.input.items()},
+        "steps": [_step(step, default_max_retries, definitions) for step in nested.steps],
+        "output": nested.output_template,
     }

@@ -103,6 +103,7 @@ create function _fail_step(s steps, event jsonb, cause integer, moment timestamp
 language plpgsql as $$
 declare
     effect _effect;
+    nested text;
 begin
     update steps as t
     set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
@@ -118,13 +119,20 @@ begin
     );
     if s.on_failure = 'continue' then
         effect.ended := array[row(s.workflow_id, s.id, cause)::_step_ref];
+        return effect;
+    end if;
+    nested := _goes_on(s);
+    if nested is not null then
+        perform _end_nested(s.workflow_id, nested, event -> 'error' || jsonb_build_object('step', s.id), moment);
+        effect.ended := array[row(s.workflow_id, nested, cause)::_step_ref];
     else
         perform _end_workflow(s.workflow_id, 'FAILED', event -> 'error' || jsonb_build_object('step', s.id), null, moment);
     end if;
     return effect;
 end;
 $$;
-comment on function _fail_step is 'A step has failed for good: its workflow fails, or goes on without its output.';
+comment on function _fail_step is
+    'A step has failed for good: its workflow fails, or goes on without its output or that of the nested workflow around it.';
 
 create function _retry_step(s steps, type text, event jsonb, delay_seconds double precision, cause integer, moment timestamptz)
 returns _effect

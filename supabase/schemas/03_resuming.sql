@@ -59,7 +59,19 @@ begin
         -- What a step was told may be what failed it: then it asks anew. One whose message or process was lost goes on with it.
         woken = case when t.id <> s.id or s.error ->> 'type' in ('DeadLettered', 'LeaseExpired') then t.woken end,
         deferrals = 0, error = null, due_at = null, finished_at = null
-    where t.workflow_id = w.id and (t.status = 'CANCELLED' or t.id = s.id);
+    where t.workflow_id = w.id and (
+        t.status = 'CANCELLED' and t.id not in (
+            -- What a nested workflow took down with it when it failed stays down with it.
+            with recursive below as (
+                select unnest(f.children) as id from steps as f
+                where f.workflow_id = w.id and f.status = 'FAILED' and f.children is not null
+                union all
+                select unnest(f.children) from below as b join steps as f on f.workflow_id = w.id and f.id = b.id
+            )
+            select b.id from below as b
+        )
+        or t.id = s.id
+    );
     get diagnostics reopened = row_count;
     update workflows as t
     set status = 'QUEUED', resumed = t.resumed + 1, error = null, finished_at = null, deadline_at = null, wake_at = null,

@@ -104,6 +104,8 @@ begin
             where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or recover)
             order by t.position
         loop
+            -- One that was due before it may have failed the nested workflow that both are in.
+            continue when exists (select from steps as t where t.workflow_id = wf.id and t.id = s.id and _is_final(t.status));
             one := _on_due(s, recover, cause, moment);
             expired := expired + (s.status = 'RUNNING' and not recover)::integer;
             effect.started := effect.started || one.started;

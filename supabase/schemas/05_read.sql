@@ -100,6 +100,7 @@ begin atomic
             when e.type = 'step.completed' then 'SUCCESS'
             when e.type = 'step.failed' then 'FAILED'
             when e.type = 'step.skipped' then 'SKIPPED'
+            when e.type = 'step.cancelled' then 'CANCELLED'
             when e.type = 'step.expanded' then 'WAITING'
             when e.seq < r.seq or e.type = 'step.woken' then 'PENDING'
             when e.type = 'step.dispatched' then 'RUNNING'

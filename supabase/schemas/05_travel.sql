@@ -106,7 +106,7 @@ begin
             from history as h
             join steps as s on s.workflow_id = fork and s.id = h.step_id and s.reused
             where h.workflow_id = origin and h.seq <= entry and (
-                h.type in ('step.completed', 'step.skipped', 'step.expanded') or h.type = 'step.failed' and s.status = 'FAILED'
+                h.type in ('step.completed', 'step.skipped', 'step.expanded', 'step.cancelled') or h.type = 'step.failed' and s.status = 'FAILED'
             )
             order by h.seq
         ),

@@ -59,6 +59,8 @@ class Work:
         limits: dict[str, Any] = {"on_failure": self.on_failure, "max_retries": self.max_retries, "timeout_seconds": TIMEOUT}
         if self.kind in WAITS:
             limits |= {"agent": f"wait:{self.kind}", "signal": SIGNAL if self.kind == "signal" else id}
+        if self.kind == "nested":
+            limits |= {"agent": "workflow:other"}
         return step(id, *(siblings[need] for need in self.needs), spec={"work": _as_json(self)}, **limits)
 
 
@@ -253,7 +255,7 @@ def decided(command: Command) -> Event | None:
     match work["kind"]:
         case "skip":
             return skipped(command["step"], attempt=command["attempt"], **about)
-        case "many":
+        case "many" | "nested":
             children, join = _children(command)
             return {**expanded(command["step"], children, join=join, **about), "attempt": command["attempt"]}
     return None

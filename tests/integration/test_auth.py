@@ -107,7 +107,7 @@ def scopes(route: Route) -> list[Allowed]:
 
 
 def path_of(route: Route) -> str:
-    values = {"id": UNKNOWN, "id:int": "1", "name": "report", "name:document": "report", "seq": "1"}
+    values = {"id": UNKNOWN, "id:int": "1", "name": "report", "name:document": "report", "name:path": "report", "seq": "1"}
     return re.sub(r"\{(.*?)\}", lambda place: values[place[1]], route.path)
 
 
@@ -142,7 +142,7 @@ def test_what_each_scope_may_do_is_what_the_documentation_says(live: Runtime) ->
         "GET /v1/workflows/{id}/events": "read",
         "POST /v1/workflows/{id}/fork": "submit",
         "POST /v1/workflows/{id}/rerun": "submit",
-        "POST /v1/workflows/{id}/signals/{name}": "submit",
+        "POST /v1/workflows/{id}/signals/{name:path}": "submit",
         "POST /v1/agents/{name}/tasks": "submit",
         "GET /v1/dead-letters": "admin",
         "GET /v1/dead-letters/{id:int}": "admin",

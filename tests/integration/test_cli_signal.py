@@ -158,3 +158,18 @@ def test_beside_a_platform_in_one_process_a_signal_is_left_for_its_sweeper(
 def test_a_workflow_that_waits_is_shown_with_the_command_that_answers_it(run: Run) -> None:
     lines = run("show", WORKFLOW).stdout.splitlines()
     assert f"ask waits for an approval: agent-team signal {WORKFLOW} ask --approve (or --reject): Send it?" in lines
+
+
+def test_an_approval_in_a_nested_workflow_is_given_by_its_full_id(
+    run: Run, where: tuple[str, ...], database: str, tmp_path: Path
+) -> None:
+    other = WORKFLOW[:-1] + "7"
+    inner = definition("- {id: ask, approval: {prompt: Well}}", name="inner")
+    outer = definition("- {id: sub, workflow: inner, for_each: [1, 2], input: {}}", nests={"inner": inner})
+    applied(database, tmp_path, start(outer, workflow=other, definitions={"inner": inner}))
+    refused(run("signal", other, "ask", "--approve", *where), "sub/0/ask, sub/1/ask")
+    told = run("signal", other, "sub/1/ask", "--approve", *where)
+    assert (told.exit_code, told.stdout) == (0, f"sub/1/ask is woken; {other} is RUNNING\n")
+    document = json.loads(run("show", other, "--json", *where).stdout)
+    waits = {step["id"] for step in document["steps"] if step["waiting"] is not None}
+    assert (waits, document["status"]) == ({"sub/0/ask"}, "WAITING")

@@ -40,18 +40,20 @@ def _finish(team: Team, witness: Witness) -> None:
 
 
 def _outcome(shown: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
-    waits = {step["id"] for step in shown["steps"] if step["agent"].startswith("wait:")}
     steps = {
-        step["id"]: (step["parent"], step["agent"], step["status"], _said(step["output"], step["id"] in waits), step["error"])
-        for step in shown["steps"]
+        step["id"]: (step["parent"], step["agent"], step["status"], _said(step["output"]), step["error"]) for step in shown["steps"]
     }
-    output = None if shown["output"] is None else {id: _said(one, id in waits) for id, one in shown["output"].items()}
-    return {**steps, "": (shown["status"], output)}
+    return {**steps, "": (shown["status"], _said(shown["output"]))}
 
 
-def _said(output: Any, by_people: bool) -> Any:
-    """Whoever is asked again answers in other words, at another time."""
-    return {key: output[key] for key in output if key not in ("at", "data")} if by_people and output is not None else output
+def _said(output: Any) -> Any:
+    """Whoever is asked again answers in other words, at another time; a nested workflow's output may hold what they said."""
+    if isinstance(output, list):
+        return [_said(one) for one in output]
+    if isinstance(output, dict):
+        told = ("at", "data") if "woken_by" in output else ()
+        return {key: _said(one) for key, one in output.items() if key not in told}
+    return output
 
 
 def _agents(commands: Sequence[Command], workflow: str) -> set[str]:

@@ -182,24 +182,24 @@ def _short(message: dict[str, Any]) -> str:
 
 
 @st.composite
-def works(draw: st.DrawFn, *, most: int, depth: int) -> tuple[Work, ...]:
+def works(draw: st.DrawFn, *, most: int, depth: int, declared: bool = True) -> tuple[Work, ...]:
     made: list[Work] = []
     for n in range(draw(st.integers(0 if depth < 2 else 1, most))):
-        kinds = ["plain", "plain", "plain", "skip", "many", "spawn"][: 6 if depth else 4]
-        kind = draw(st.sampled_from([*kinds, *WAITS] if depth == 2 else kinds))
+        kinds = ["plain", "plain", "plain", "skip", "many", "nested", "spawn"][: 7 if depth else 4]
+        kind = draw(st.sampled_from([*kinds, *WAITS] if declared else kinds))
         acts = st.sampled_from(["fail", "fail for long", "defer", "defer shortly", "lost", "dead"])
         ends = ["ok", "ok", "ok", "answer late and again", "permanent"] if kind == "plain" else ["ok"]
-        has_children = kind in ("many", "spawn")
+        has_children = kind in ("many", "nested", "spawn")
         made.append(
             Work(
                 kind=kind,
                 needs=tuple(draw(st.sets(st.integers(0, n - 1), max_size=3))) if n else (),
-                acts=() if kind in ("skip", "many") else tuple(draw(st.lists(acts, max_size=2))),
+                acts=() if kind in ("skip", "many", "nested") else tuple(draw(st.lists(acts, max_size=2))),
                 end=draw(st.sampled_from(ends)),
                 on_failure=draw(st.sampled_from(["continue", "fail"])),
                 max_retries=draw(st.sampled_from([3, 1, 0])),
                 join=draw(st.sampled_from([99, None, 0])) if has_children else None,
-                children=draw(works(most=3, depth=depth - 1)) if has_children else (),
+                children=draw(works(most=3, depth=depth - 1, declared=kind == "nested")) if has_children else (),
             )
         )
     return tuple(made)

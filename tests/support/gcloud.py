@@ -56,7 +56,7 @@ class FakeGcloud:
 
 @contextmanager
 def monitoring(values: dict[str, float | None]) -> Iterator[tuple[str, list[str]]]:
-    """A Prometheus query API: a query that holds a key of `values` gets its value, every other one nothing. Yields address and queries."""
+    """A Prometheus query API: a query that holds a key of `values` gets its value, any other nothing. Yields address, queries."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

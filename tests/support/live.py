@@ -2,7 +2,7 @@
 
 import asyncio
 import textwrap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from shared.state.postgres import PostgresCaller
 from shared.workflows import Definition, parse_definition, requested
 from tests.support.doubles import SECRET, WORKFLOW, RememberingBus, Stage
 
+Nests = Mapping[str, Definition]
 AGENTS = ("planner", "researcher", "writer", "critic", "judge", "coordinator")
 
 
@@ -69,12 +70,14 @@ async def live(
         await runtime.close()
 
 
-def definition(steps: str, *, output: str | None = None, **fields: Any) -> Definition:
-    """A definition with `steps` as in YAML, indented at will."""
-    head = f"name: small\nversion: 1\ndescription: A small one.\ninput: {fields.get('input', '{}')}\n"
+def definition(
+    steps: str, *, output: str | None = None, name: str = "small", nests: Nests | None = None, **fields: Any
+) -> Definition:
+    """A definition with `steps` as in YAML, indented at will; `nests` are those that it may nest."""
+    head = f"name: {name}\nversion: 1\ndescription: A small one.\ninput: {fields.get('input', '{}')}\n"
     tail = "" if output is None else f'output: "{output}"\n'
     text = f"{head}steps:\n{textwrap.indent(textwrap.dedent(steps).strip(), '  ')}\n{tail}"
-    return parse_definition(text, file="small.yaml", agents=AGENTS)
+    return parse_definition(text, file=f"{name}.yaml", agents=AGENTS, others=lambda: nests or {})
 
 
 def start(wanted: Definition, *, workflow: str = WORKFLOW, input: dict[str, Any] | None = None, **options: Any) -> Event:

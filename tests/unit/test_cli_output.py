@@ -19,12 +19,13 @@ from shared.clock import ManualClock
 from shared.config import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-STEP = st.sampled_from(["plan", "plan/0", "plan/1", "plan/1/x", "draft"])
+STEP = st.sampled_from(["plan", "plan/0", "plan/1", "plan/1/x", "plan/@input", "draft"])
 KINDS = {
     "step.dispatched": None,
     "step.completed": None,
     "step.failed": {"type": "ModelRefused", "message": "no"},
     "step.skipped": {"reason": "when"},
+    "step.cancelled": None,
     "step.expanded": {"steps": 2},
     "step.late": None,
     "step.retried": {"not_before": START.isoformat(), "error": {"type": "Transient", "message": "later"}},
@@ -94,11 +95,23 @@ def test_a_recovered_step_is_told_to_start_again() -> None:
         ("step.skipped", {"reason": "debate mode is off"}, "plan: skipped: debate mode is off"),
         ("step.expanded", {"steps": 1}, "plan: goes on in 1 step"),
         ("step.late", None, "plan: what attempt 1 told came too late: only what it used counts"),
+        ("step.cancelled", None, "plan: cancelled: its nested workflow failed"),
         ("step.unheard_of", None, None),
     ],
 )
 def test_what_becomes_of_a_step_is_told(kind: str, data: Any, line: str | None) -> None:
     assert told(entry("step.dispatched", "plan"), entry(kind, "plan", after=1, data=data))[1] == line
+
+
+def test_the_values_of_a_nested_workflow_are_told_of_only_when_there_is_none() -> None:
+    error = {"type": "InputError", "message": "no value"}
+    lines = told(
+        entry("step.dispatched", "sub/@input"),
+        entry("step.completed", "sub/@input"),
+        entry("step.dispatched", "sub/@output"),
+        entry("step.failed", "sub/@output", data=error),
+    )
+    assert lines == [None, None, None, "sub/@output: failed after 0.00 s: InputError: no value"]
 
 
 @pytest.mark.parametrize(

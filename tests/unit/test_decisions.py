@@ -108,8 +108,10 @@ def test_looked_up_values_are_never_evaluated_again() -> None:
 
 
 def test_a_spawned_step_sees_its_siblings_by_their_own_names() -> None:
-    decision = dispatched({"input": 1}, step="plan/2/b", upstream={"plan/2/a": "A", "plan/20": "other", "x": "outer"})
-    assert decision.upstream == {"a": "A", "plan/20": "other", "x": "outer"}
+    decision = dispatched(
+        {"input": 1}, step="plan/2/b", upstream={"plan/2/a": "A", "plan/20": "other", "plans/2": "P", "x": "outer"}
+    )
+    assert decision.upstream == {"a": "A", "20": "other", "plans/2": "P", "x": "outer"}
 
 
 def test_deciding_changes_nothing_that_was_given() -> None:

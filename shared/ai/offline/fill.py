@@ -2,9 +2,9 @@
 
 Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `concedes_to`, `dissent`, `notice`, `claim`, `evidence`.
 Lists: `questions`, `sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`,
-`changes`, `keywords`, `steps` where agents are to be planned with, and the `result` of such a plan. Numbers: `score`, `confidence`, a side of a debate by its name. Choices: `winner`. A text for which the
-request itself has a value takes it. Any other name gets the statements that weigh most, or the share of what was looked for that
-the text holds.
+`changes`, `keywords`, `steps` where agents are to be planned with, and the `result` of such a plan. Numbers: `score`, `confidence`,
+a side of a debate by its name. Choices: `winner`. A text for which the request itself has a value takes it. Any other name gets the
+statements that weigh most, or the share of what was looked for that the text holds.
 """
 
 import math
