@@ -11,6 +11,7 @@ from shared.cli.session import session
 
 if TYPE_CHECKING:
     from shared.config import Settings
+    from shared.runtime import Runtime
 
 _STEP_HEADS = ("step", "agent", "status", "attempts", "tokens", "cost", "time")
 _MODEL_HEADS = ("model", "calls", "input tokens", "output tokens", "cost")
@@ -38,7 +39,22 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
                 _tell(document, as_json=as_json)
     else:
         async with open_here(settings) as live:
-            _tell(await live.store.get(id), as_json=as_json)
+            document = await live.store.get(id)
+            _link(live, document)
+            _tell(document, as_json=as_json)
+
+
+def _link(live: "Runtime", document: dict[str, Any]) -> None:
+    """Put in the links that the gateway gives: who reads the database and has its keys may hand them out as well."""
+    from shared.cli.client import DEFAULT_URL
+    from shared.messages import approval_links
+
+    base = DEFAULT_URL if live.settings.public_url is None else live.settings.public_url
+    for step in document["steps"]:
+        waiting = step["waiting"]
+        if waiting is not None and waiting["for"] == "approval":
+            about = {"step": step["id"], "attempt": step["attempt"], "waiting": waiting}
+            step["links"] = approval_links(live.ring, base, workflow=document["id"], **about, now=live.clock.now())
 
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:
@@ -59,6 +75,8 @@ def _tell(document: dict[str, Any], *, as_json: bool) -> None:
         if step["waiting"] is not None:
             typer.echo("")
             typer.echo(printable(f"{step['id']} waits {what_it_waits_for(document['id'], step['waiting'])}"))
+        if step.get("links"):
+            typer.echo(printable(f"  whoever has this link can decide: {step['links']['approve']}"))
     typer.echo("")
     usages = [*sorted(document["models"].items()), ("total", document["usage"])]
     write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])
