@@ -1,6 +1,8 @@
 """`agent-team show`: one workflow, its steps, and what they used."""
 
+from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,14 +23,18 @@ def show(
     id: Id,
     url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Print a Mermaid flowchart of its steps and where each stands.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:
-        run_async(_show(settings, url, checked_id(id), as_json=as_json))
+        tell = _draw if mermaid else partial(_tell, as_json=as_json)
+        run_async(_show(settings, url, checked_id(id), tell))
 
 
-async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool) -> None:
+async def _show(settings: "Settings", url: str | None, id: str, tell: Callable[[dict[str, Any]], None]) -> None:
     from shared.cli.client import open_gateway
     from shared.cli.here import open_here
 
@@ -36,12 +42,12 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
         async with open_gateway(settings, url) as gateway:
             document = await gateway.ask("GET", f"/v1/workflows/{id}")
             with gateway.understood():
-                _tell(document, as_json=as_json)
+                tell(document)
     else:
         async with open_here(settings) as live:
             document = await live.store.get(id)
             _link(live, document)
-            _tell(document, as_json=as_json)
+            tell(document)
 
 
 def _link(live: "Runtime", document: dict[str, Any]) -> None:
@@ -55,6 +61,12 @@ def _link(live: "Runtime", document: dict[str, Any]) -> None:
         if waiting is not None and waiting["for"] == "approval":
             about = {"step": step["id"], "attempt": step["attempt"], "waiting": waiting}
             step["links"] = approval_links(live.ring, base, workflow=document["id"], **about, now=live.clock.now())
+
+
+def _draw(document: dict[str, Any]) -> None:
+    from shared.workflows.mermaid import of_run
+
+    typer.echo(of_run(document), nl=False)
 
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:

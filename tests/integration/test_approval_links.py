@@ -153,6 +153,7 @@ async def test_two_who_decide_at_the_same_moment_are_both_told_of_the_first(
 ) -> None:
     await asked(team)
     link = await link_of(client)
+
     async def overtaken(*arguments: Any, **more: Any) -> Any:
         monkeypatch.setattr("functions.gateway.approvals.send_signal", send_signal)
         await decide(client, link, decision="reject", name="Bob")
@@ -175,7 +176,7 @@ async def test_what_a_key_decided_is_told_to_a_link_too(team: Live, client: http
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({}, "choose one of the buttons"),
+        ({"comment": "fine"}, "choose one of the buttons"),
         ({"decision": "maybe"}, "choose one of the buttons"),
         ({"decision": "amend", "value": "  "}, "what shall count instead"),
         ({"decision": "amend", "value": "null"}, "what shall count instead"),
