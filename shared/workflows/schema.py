@@ -96,6 +96,8 @@ def definition_schema(*, agents: Collection[str]) -> Json:
 
 def _describe(name: str, field: Json) -> None:
     field.pop("title", None)
+    if "patternProperties" in field:
+        field["additionalProperties"] = False
     if name in _SHAPES:
         field.update(_SHAPES[name])
     if "description" not in field and name in _MEANINGS:
