@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from shared.workflows.definitions import Definition, Step
+from shared.workflows.schema import WORKING
 
 _PLAIN: Final = frozenset(" .,_/:+-=()?!")
 _LONGEST: Final = 60
@@ -16,6 +17,7 @@ _BOXES: Final = {
     "work": ('["', '"]'),
     "many": ('[["', '"]]'),
     "pattern": ('{{"', '"}}'),
+    "workflow": ('[/"', '"/]'),
     "person": ('{"', '"}'),
     "pause": ('(["', '"])'),
 }
@@ -23,6 +25,7 @@ _STYLES: Final = {
     "work": "fill:#e8eefc,stroke:#3b6fd4,color:#1a202c",
     "many": "fill:#e8eefc,stroke:#3b6fd4,color:#1a202c,stroke-width:3px",
     "pattern": "fill:#efe6fb,stroke:#7c3aed,color:#1a202c",
+    "workflow": "fill:#e3f3f6,stroke:#1f7a8c,color:#1a202c",
     "person": "fill:#fdf0c8,stroke:#b7791f,color:#1a202c",
     "pause": "fill:#eceff3,stroke:#5a6472,color:#1a202c",
     "PENDING": "fill:#ffffff,stroke:#8a8f98,color:#1a202c,stroke-dasharray:4",
@@ -51,7 +54,7 @@ def of_run(document: Mapping[str, Any]) -> str:
     nodes = []
     for step in steps:
         kind, _, name = step["agent"].partition(":")
-        shape = {"wait": "person" if name == "approval" else "pause", "pattern": "pattern"}.get(kind, "work")
+        shape = ("person" if name == "approval" else "pause") if kind == "wait" else kind if name and kind in _BOXES else "work"
         inside = children.get(step["id"], [])
         told = [step["agent"], step["status"]]
         if inside:
@@ -83,7 +86,7 @@ def _shape(step: Step) -> str:
         return "pause"
     if step.for_each is not None:
         return "many"
-    return "work" if step.agent is not None else "pattern"
+    return "work" if (kind := _kind(step)) == "agent" else kind
 
 
 def _told(step: Step) -> Iterator[str]:
@@ -101,11 +104,14 @@ def what(step: Step) -> str:
     if step.approval is not None:
         return "waits for an approval"
     if step.wait is None:
-        kind = next((key for key in ("agent", "pattern", "workflow") if getattr(step, key, None) is not None), "agent")
-        return f"{kind} {getattr(step, kind)}"
+        return f"{_kind(step)} {getattr(step, _kind(step))}"
     if step.wait.signal is not None:
         return f"waits for signal {step.wait.signal}"
     return f"waits for {bare(step.wait.seconds)} s" if step.wait.seconds is not None else f"waits until {bare(step.wait.until)}"
+
+
+def _kind(step: Step) -> str:
+    return next(key for key in WORKING if getattr(step, key) is not None)
 
 
 def bare(template: Any) -> str:

@@ -17,7 +17,8 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _LOOK_UP: Final = {"type": "string", "pattern": r"^\{\{[^{}]*\}\}$"}
 _NULL: Final = {"type": "null"}
 
-KINDS: Final = tuple(key for key in ("agent", "pattern", "workflow", "approval", "wait") if key in Step.model_fields)
+WORKING: Final = tuple(key for key in ("agent", "pattern", "workflow") if key in Step.model_fields)
+KINDS: Final = (*WORKING, "approval", "wait")
 """What a step can be; it is exactly one of them."""
 _WAITING: Final = ("approval", "wait")
 _FOR_WORK: Final = ("input", "with", "for_each", "timeout_seconds", "max_retries")

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 DEFINITIONS = load_definitions(ROOT / "workflows", agents=[name for name, spec in load_functions().items() if spec.is_agent])
 
 LABEL = r'"(?:[^"#<>`&;|\\\n]|#\d+;|<br/>)*"'
-NODE = re.compile(rf"    (s\d+)(?:\[{LABEL}\]|\[\[{LABEL}\]\]|\{{{LABEL}\}}|\{{\{{{LABEL}\}}\}}|\(\[{LABEL}\]\)):::([A-Za-z]+)")
+FORMS = (rf"\[{LABEL}\]", rf"\[\[{LABEL}\]\]", rf"\{{{LABEL}\}}", rf"\{{\{{{LABEL}\}}\}}", rf"\(\[{LABEL}\]\)", rf"\[/{LABEL}/\]")
+NODE = re.compile(rf"    (s\d+)(?:{'|'.join(FORMS)}):::([A-Za-z]+)")
 EDGE = re.compile(r"    (s\d+) (?:-->|-\.->) (s\d+)")
 STYLE = re.compile(r"    classDef ([A-Za-z]+) [a-z-]+:[#a-z0-9-]+(?:,[a-z-]+:[#a-z0-9-]+)*")
 
@@ -90,6 +91,13 @@ def test_a_run_shows_where_each_step_stands_and_counts_what_a_step_became() -> N
     assert 's0[["many<br/>writer<br/>WAITING<br/>1 of 3 steps done"]]:::WAITING' in chart
     assert 's1{"ask<br/>wait:approval<br/>WAITING"}:::WAITING' in chart
     assert 's2{{"talk<br/>pattern:debate<br/>FAILED"}}:::FAILED' in chart
+
+
+def test_a_run_shows_a_nested_workflow_and_a_pause_as_what_they_are() -> None:
+    chart = of_run({"steps": [step("sub", agent="workflow:report"), step("night", "SKIPPED", agent="wait:time")]})
+    assert check(chart) == {"nodes": 2, "edges": 0}
+    assert 's0[/"sub<br/>workflow:report<br/>SUCCESS"/]:::SUCCESS' in chart
+    assert 's1(["night<br/>wait:time<br/>SKIPPED"]):::SKIPPED' in chart
 
 
 @given(st.lists(st.text(min_size=1) | st.text('"#;<>`&|{}[]()-\\\n\r\0 end%', min_size=1), min_size=1, max_size=4, unique=True))
