@@ -377,3 +377,23 @@ async def test_the_token_is_in_no_log_and_no_metric(
     told = "\n".join(str(vars(record)) for record in caplog.records)
     assert token not in told + metrics.text().decode()
     assert token.partition(".")[0] not in told + metrics.text().decode()
+
+
+async def test_a_server_that_logs_the_path_of_a_request_does_not_get_to_see_the_token(team: Live) -> None:
+    app = create_app(team.runtime)
+    scope: dict[str, Any] = {
+        **{"type": "http", "method": "GET", "path": "/approve/a.b", "raw_path": b"/approve/a.b", "query_string": b""},
+        **{"headers": [], "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1), "server": ("gateway", 80)},
+    }
+    statuses: list[int] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            statuses.append(message["status"])
+
+    await app(scope, receive, send)
+    assert statuses == [403]
+    assert (scope["path"], scope["raw_path"]) == ("/approve", b"/approve")

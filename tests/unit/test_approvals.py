@@ -30,17 +30,18 @@ def test_no_secret_is_in_a_token_and_the_same_link_is_the_same_token() -> None:
     assert LINK.token(RING) == TOKEN
 
 
-@given(st.integers(0, len(TOKEN) - 1), st.sampled_from(URL_SAFE + "=+/é\n"))
-def test_a_token_with_any_character_changed_is_none(place: int, other: str) -> None:
-    changed = TOKEN[:place] + other + TOKEN[place + 1 :]
-    assert (read_token(changed, RING) == LINK) is (changed == TOKEN)
-    assert changed == TOKEN or read_token(changed, RING) is None
+def test_a_token_with_any_character_changed_is_none() -> None:
+    # Each of them, because few of the texts that decode to the same bytes would be met by chance.
+    for place in range(len(TOKEN)):
+        changed = {TOKEN[:place] + other + TOKEN[place + 1 :] for other in URL_SAFE + "=+/é\n"} - {TOKEN}
+        assert {read_token(one, RING) for one in changed} == {None}, place
 
 
-@given(st.integers(0, len(TOKEN)), st.text(st.sampled_from(URL_SAFE + "= \n"), min_size=1, max_size=4))
-def test_a_token_with_anything_put_in_or_cut_off_is_none(place: int, more: str) -> None:
-    assert read_token(TOKEN[:place] + more + TOKEN[place:], RING) is None
-    assert place == len(TOKEN) or read_token(TOKEN[:place], RING) is None
+def test_a_token_with_anything_put_in_or_cut_off_is_none() -> None:
+    for place in range(len(TOKEN) + 1):
+        changed = {TOKEN[:place] + more + TOKEN[place:] for more in ("A", "=", " ", "\n", ".", "!", "é", "==")}
+        changed |= {TOKEN[:place], TOKEN[place:]} - {TOKEN}
+        assert {read_token(one, RING) for one in changed} == {None}, place
 
 
 @given(st.text(max_size=1200))
