@@ -8,7 +8,7 @@
     release.py rollback --state FILE              all traffic back to the recorded revisions
     release.py rollback                           the same without a record: back to the revisions before the newest
 
-A function is a folder of functions/ with a function.yaml. Google Cloud is only spoken to through gcloud, and Monitoring's query API.
+A function is a folder of functions/ with a function.yaml. Google Cloud is spoken to through gcloud and Monitoring's query API.
 """
 
 import argparse

@@ -173,6 +173,8 @@ class Settings(BaseSettings):
     """Requests of one client address."""
     api_proxy_hops: Annotated[int, Field(ge=0), _expect("a whole number, 0 or more")] = 0
     """Proxies in front of the gateway, each of which appends the address that it was called from to `X-Forwarded-For`."""
+    public_url: HttpUrl = None
+    """Where people reach the gateway: what links to approvals begin with. Else they begin with what the request was sent to."""
     pubsub_emulator_host: Annotated[Text | None, _expect("host:port of a Pub/Sub emulator")] = None
     database_url: PostgresUrl = None
     supabase_url: HttpUrl = None

@@ -9,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from functions.gateway.approvals import HiddenToken, add_approvals
 from functions.gateway.auth import Callers, Gate, allowed
 from functions.gateway.dead_letters import dead_letters
 from functions.gateway.documents import documents
@@ -56,6 +57,7 @@ def create_app(live: Runtime) -> FastAPI:
         redirect_slashes=False,
         responses=documented(FAILED, UNAVAILABLE),
         middleware=[
+            Middleware(HiddenToken),
             Middleware(Traced),
             Middleware(RateLimit, live=live),
             Middleware(Edge),
@@ -68,6 +70,7 @@ def create_app(live: Runtime) -> FastAPI:
     handle_errors(app)
     for router in (workflows, events, forks, signals, tasks, dead_letters, documents):
         app.include_router(router, responses=_GUARDED)
+    add_approvals(app, live)
     _add_platform_routes(app, live, callers)
     describe(app, live)
     return app

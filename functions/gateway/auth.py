@@ -26,6 +26,7 @@ from starlette.types import Scope as Connection
 from functions.gateway.problems import UNAUTHENTICATED, UNAVAILABLE, answer_to, problem
 from shared.clock import Clock
 from shared.errors import AgentTeamError, ConfigurationError, TokenRefused
+from shared.messages import APPROVE
 from shared.runtime import Runtime
 from shared.state import SCOPES, Scope
 from shared.state.keys import digest, id_of
@@ -34,8 +35,8 @@ from shared.telemetry import describe_error
 _log = logging.getLogger(__name__)
 _V = TypeVar("_V")
 
-OPEN: Final = frozenset({"/", "/docs", "/openapi.json", "/health", "/health/ready"})
-"""Paths that need no caller. They tell nothing of what is kept here."""
+OPEN: Final = frozenset({"/", "/docs", "/openapi.json", "/health", "/health/ready", APPROVE})
+"""Paths that need no caller: they tell nothing of what is kept here. A link to an approval proves itself what it is good for."""
 KEPT_SECONDS: Final = 30.0
 _OPEN_SECONDS: Final = 1.0
 """That there are no keys yet is believed for less: whoever adds the first one means it now."""

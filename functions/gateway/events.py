@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Send
 
+from functions.gateway.approvals import Links, links_for
 from functions.gateway.auth import allowed
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, documented, problem
 from functions.gateway.watching import Entry, Watch, Watches
@@ -68,6 +69,7 @@ class EventStream(StreamingResponse):
 
 @events.get("/{id}/events", response_class=Response, responses=_DOCUMENTED)
 async def follow(
+    request: Request,
     live: Live,
     watches: Annotated[Watches, Depends(_watches)],
     id: Id,
@@ -83,7 +85,8 @@ async def follow(
 ) -> Response:
     """A workflow as it happens, as server-sent events, from entry `after` on until it has ended.
 
-    - Each entry of the history: `event` is its type, `id` its `seq`, `data` the entry as `/history` gives it.
+    - Each entry of the history: `event` is its type, `id` its `seq`, `data` the entry as `/history` gives it. Who may `submit` also
+      gets the link to an approval with its `step.waiting`: `links`, as the step has it.
     - `progress`: `data` is `{step, attempt, text, length}`, the last 4,000 characters of what a running step has written so far and
       how many there are, as long as it is known. It has no `id`: after a broken connection only the newest comes.
     - `end`: the workflow has ended and all of it was sent.
@@ -97,7 +100,7 @@ async def follow(
         after = known
     if not await live.store.history(id, limit=1):
         raise NotFound(f"there is no workflow {id}")
-    return EventStream(_stream(live, watches, id, after), headers={"x-accel-buffering": "no"})
+    return EventStream(_stream(live, watches, id, after, links_for(request)), headers={"x-accel-buffering": "no"})
 
 
 def _seq(text: str) -> int | None:
@@ -106,9 +109,9 @@ def _seq(text: str) -> int | None:
     return int(text) if int(text) <= MAX_SEQ else None
 
 
-async def _stream(live: Runtime, watches: Watches, id: str, after: int) -> AsyncGenerator[bytes, None]:
+async def _stream(live: Runtime, watches: Watches, id: str, after: int, link: Links | None) -> AsyncGenerator[bytes, None]:
     try:
-        async with watches.watching(id) as watch, aclosing(_frames(live, watch, id, after)) as frames:
+        async with watches.watching(id) as watch, aclosing(_frames(live, watch, id, after, link)) as frames:
             async for frame in frames:
                 yield frame
     except AgentTeamError as error:
@@ -116,7 +119,7 @@ async def _stream(live: Runtime, watches: Watches, id: str, after: int) -> Async
         _log.warning("a stream of events is cut off", extra={"workflowId": id, "error": describe_error(error)})
 
 
-async def _frames(live: Runtime, watch: Watch, id: str, after: int) -> AsyncGenerator[bytes, None]:
+async def _frames(live: Runtime, watch: Watch, id: str, after: int, link: Links | None) -> AsyncGenerator[bytes, None]:
     beats = watch.beats
     shown: dict[str, bytes] = {}
     while True:
@@ -126,7 +129,7 @@ async def _frames(live: Runtime, watch: Watch, id: str, after: int) -> AsyncGene
             if page is None:
                 page = await live.store.history(id, after=after, limit=_PAGE)
             for entry in page:
-                yield _frame(entry)
+                yield _frame(entry if link is None else _linked(live, id, entry, link))
             after = page[-1]["seq"] if page else watch.seq
         for step, text in list(watch.progress.items()):
             if text != shown.get(step):
@@ -139,6 +142,13 @@ async def _frames(live: Runtime, watch: Watch, id: str, after: int) -> AsyncGene
             beats = watch.beats
             yield _BEAT
         await changed.wait()
+
+
+def _linked(live: Runtime, id: str, entry: Entry, link: Links) -> Entry:
+    if entry["type"] != "step.waiting" or entry["data"]["for"] != "approval":
+        return entry
+    about = {"step": entry["step"], "attempt": entry["attempt"], "waiting": entry["data"]}
+    return {**entry, "links": link(workflow=id, **about, now=live.clock.now())}
 
 
 def _frame(entry: Entry) -> bytes:

@@ -215,6 +215,16 @@ class Waiting(Part):
     until: AwareDatetime | None = Field(description="When it waits no longer; null for never.", examples=[None])
 
 
+class StepLinks(Part):
+    """Where a step can be decided."""
+
+    approve: str = Field(
+        description="A page for whoever is to decide, who needs no key: pass it on to them alone. It lasts as long as the approval "
+        "waits, 7 days where that has no end, and is good for one decision.",
+        examples=["https://team.example.com/approve/WyJ3Zl8w….qJmt6wzV…"],
+    )
+
+
 class Step(Part):
     """One unit of agent work."""
 
@@ -229,6 +239,9 @@ class Step(Part):
     output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
     error: Failure | None = Field(description="Of its last attempt that failed.", examples=[None])
     waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.", examples=[None])
+    links: StepLinks | None = Field(
+        default=None, description="Only while it waits for an approval, and only for callers who may `submit`.", examples=[None]
+    )
     started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
     usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])

@@ -18,7 +18,7 @@ _INLINE = re.compile(r"<(script|style)>(.*?)</\1>", re.DOTALL)
 
 def console() -> Response:
     """The console: one file that loads nothing and speaks only with this API."""
-    return _page(_CONSOLE.read_text(encoding="utf-8"), {"connect-src": "'self'", "img-src": "data:"})
+    return page(_CONSOLE.read_text(encoding="utf-8"), {"connect-src": "'self'", "img-src": "data:"})
 
 
 def documentation(*, openapi_url: str, title: str) -> Response:
@@ -36,14 +36,14 @@ def documentation(*, openapi_url: str, title: str) -> Response:
         "script-src": _SWAGGER,
         "style-src": f"{_SWAGGER} 'unsafe-inline'",
     }
-    return _page(bytes(html.body).decode(), sources)
+    return page(bytes(html.body).decode(), sources)
 
 
-def _page(html: str, sources: dict[str, str]) -> Response:
+def page(html: str, sources: dict[str, str], *, status: int = 200) -> Response:
     """`html` under a policy of its own (https://www.w3.org/TR/CSP3/): what it holds inline runs, what is put in later does not."""
     policy = {"default-src": "'none'", "base-uri": "'none'", "form-action": "'none'", "frame-ancestors": "'none'", **sources}
     for element, text in _INLINE.findall(html):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         policy[f"{element}-src"] = f"{policy.get(f'{element}-src', '')} 'sha256-{digest}'".strip()
     header = "; ".join(f"{name} {value}" for name, value in policy.items())
-    return Response(html, media_type="text/html", headers={"content-security-policy": header})
+    return Response(html, status, media_type="text/html", headers={"content-security-policy": header})

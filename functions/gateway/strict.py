@@ -43,12 +43,13 @@ class _StrictRequest(Request):
     async def json(self) -> Any:
         body = await self.body()
         document = orjson.loads(body)
-        if _is_deeper(document, MAX_DEPTH):
+        if is_deeper(document, MAX_DEPTH):
             raise JSONDecodeError(f"more than {MAX_DEPTH} levels of lists and objects", "", 0)
         return document
 
 
-def _is_deeper(document: Any, levels: int) -> bool:
+def is_deeper(document: Any, levels: int) -> bool:
+    """Whether `document` has more levels of lists and objects than that."""
     layer = [document]
     for _ in range(levels):
         layer = [inner for outer in layer for inner in _inside(outer)]

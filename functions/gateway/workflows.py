@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from functions.gateway.approvals import links_for
 from functions.gateway.auth import allowed
 from functions.gateway.models import (
     EXAMPLE_ID,
@@ -137,9 +138,19 @@ async def list_workflows(
 
 
 @workflows.get("/{id}", response_model=Workflow, responses=documented(NOT_FOUND))
-async def show_workflow(live: Live, id: Id) -> Response:
-    """One workflow with its steps and output; tokens and cost of each step, each model and all together."""
-    return json_answer(await live.store.get(id))
+async def show_workflow(request: Request, live: Live, id: Id) -> Response:
+    """One workflow with its steps and output; tokens and cost of each step, each model and all together.
+
+    Who may `submit` also gets, with each approval that is waited for, the link for the person who decides.
+    """
+    document = await live.store.get(id)
+    link = links_for(request)
+    if link is not None:
+        for step in document["steps"]:
+            if step["waiting"] is not None and step["waiting"]["for"] == "approval":
+                about = {"step": step["id"], "attempt": step["attempt"], "waiting": step["waiting"]}
+                step["links"] = link(workflow=id, **about, now=live.clock.now())
+    return json_answer(document)
 
 
 @workflows.get("/{id}/history", response_model=HistoryPage, responses=documented(NOT_FOUND, INVALID))

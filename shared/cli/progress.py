@@ -66,7 +66,7 @@ class Progress:
             step = self.steps[entry["step"]] = StepProgress(entry["step"], at)
             if entry["type"] == "step.dispatched":
                 return f"{step.id}: started"
-        said = self._waits(step, entry["data"]) if entry["type"] == "step.waiting" else _changed(step, entry, at)
+        said = self._waits(step, entry) if entry["type"] == "step.waiting" else _changed(step, entry, at)
         return None if said is None else f"{step.id}: {said}"
 
     def write(self, news: Mapping[str, Any]) -> None:
@@ -90,9 +90,10 @@ class Progress:
             yield step
             pending.extend(children.get(step.id, [])[::-1])
 
-    def _waits(self, step: StepProgress, data: Mapping[str, Any]) -> str:
-        step.state, step.note = "waiting", what_it_waits_for(self.workflow, data)
-        return f"waits {step.note}"
+    def _waits(self, step: StepProgress, entry: Mapping[str, Any]) -> str:
+        step.state, step.note = "waiting", what_it_waits_for(self.workflow, entry["data"])
+        links = entry.get("links")  # the gateway gives them to who may decide
+        return f"waits {step.note}" if links is None else f"waits {step.note}; whoever has this link can decide: {links['approve']}"
 
     def _workflow_changed(self, entry: Mapping[str, Any], at: datetime) -> str | None:
         kind = entry["type"]

@@ -2,6 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,23 +13,32 @@ from shared.cli.session import session
 
 if TYPE_CHECKING:
     from shared.config import Settings
+    from shared.runtime import Runtime
 
 _STEP_HEADS = ("step", "agent", "status", "attempts", "tokens", "cost", "time")
 _MODEL_HEADS = ("model", "calls", "input tokens", "output tokens", "cost")
+
+
+Tell = Callable[[dict[str, Any], Mapping[str, str]], None]
+"""Shows a workflow, with why each skipped step was."""
 
 
 def show(
     id: Id,
     url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Print a Mermaid flowchart of its steps and where each stands.")
+    ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
 ) -> None:
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:
-        run_async(_show(settings, url, checked_id(id), as_json=as_json))
+        tell = _draw if mermaid else partial(_tell, as_json=as_json)
+        run_async(_show(settings, url, checked_id(id), tell))
 
 
-async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool) -> None:
+async def _show(settings: "Settings", url: str | None, id: str, tell: Tell) -> None:
     from shared.cli.client import open_gateway
     from shared.cli.here import open_here
 
@@ -42,14 +52,33 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
                     items: list[dict[str, Any]] = answer["items"]
                 return items
 
-            skipped = {} if as_json else await _skipped(document, page)
+            skipped = await _skipped(document, page)
             with gateway.understood():
-                _tell(document, skipped, as_json=as_json)
+                tell(document, skipped)
     else:
         async with open_here(settings) as live:
             document = await live.store.get(id)
-            skipped = {} if as_json else await _skipped(document, lambda after: live.store.history(id, after=after))
-            _tell(document, skipped, as_json=as_json)
+            _link(live, document)
+            tell(document, await _skipped(document, lambda after: live.store.history(id, after=after)))
+
+
+def _link(live: "Runtime", document: dict[str, Any]) -> None:
+    """Put in the links that the gateway gives: who reads the database and has its keys may hand them out as well."""
+    from shared.cli.client import DEFAULT_URL
+    from shared.messages import approval_links
+
+    base = DEFAULT_URL if live.settings.public_url is None else live.settings.public_url
+    for step in document["steps"]:
+        waiting = step["waiting"]
+        if waiting is not None and waiting["for"] == "approval":
+            about = {"step": step["id"], "attempt": step["attempt"], "waiting": waiting}
+            step["links"] = approval_links(live.ring, base, workflow=document["id"], **about, now=live.clock.now())
+
+
+def _draw(document: dict[str, Any], _skipped: Mapping[str, str]) -> None:
+    from shared.workflows.mermaid import of_run
+
+    typer.echo(of_run(document), nl=False)
 
 
 async def _skipped(document: dict[str, Any], page: Callable[[int], Awaitable[list[dict[str, Any]]]]) -> dict[str, str]:
@@ -86,6 +115,8 @@ def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool
     for id, reason in skipped.items():
         typer.echo("")
         typer.echo(one_line(f"{id} was skipped: {reason}", longest=600))
+        if step.get("links"):
+            typer.echo(printable(f"  whoever has this link can decide: {step['links']['approve']}"))
     typer.echo("")
     usages = [*sorted(document["models"].items()), ("total", document["usage"])]
     write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])

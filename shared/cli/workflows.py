@@ -46,15 +46,36 @@ def list_() -> None:
 
 @app.command()
 def check(
-    file: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="A definition; all of this installation when left out.")
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILE]...", help="Definitions; all of this installation when left out.")
     ] = None,
 ) -> None:
     """Check definitions: exits with 2 and the line of every mistake when one is wrong."""
     with told_plainly():
-        definitions = _definitions() if file is None else {str(file): _load(file)}
-        for name, definition in definitions.items():
-            typer.echo(f"{name}: right, {len(definition.steps)} steps")
+        from shared.cli.output import counted
+
+        definitions = (
+            _load(files) if files else {str(_shown(_FOLDER / f"{name}.yaml")): one for name, one in _definitions().items()}
+        )
+        for file, definition in definitions.items():
+            typer.echo(f"{file}: right, {definition.name} v{definition.version}, {counted(len(definition.steps), 'step')}")
+        typer.echo(f"{counted(len(definitions), 'definition')} checked")
+
+
+@app.command()
+def schema() -> None:
+    """The JSON Schema of definitions (draft 2020-12), with the agents of this installation, for editors."""
+    with told_plainly():
+        typer.echo(schema_text(), nl=False)
+
+
+def schema_text() -> str:
+    """What `workflows schema` prints, and docs/workflow.schema.json holds."""
+    import json
+
+    from shared.workflows.schema import definition_schema
+
+    return json.dumps(definition_schema(agents=_agents()), indent=2, ensure_ascii=False) + "\n"
 
 
 @app.command()
@@ -63,6 +84,7 @@ def show(
         str,
         typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.", autocompletion=complete_name),
     ],
+    mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart, which GitHub draws.")] = False,
 ) -> None:
     """The steps of a workflow, each below the last step that it waits for."""
     with told_plainly():
@@ -73,8 +95,14 @@ def show(
         from shared.runtime import Runtime
 
         # Default settings: definitions do not depend on the environment.
+        definition = find_definition(Runtime(Settings()), workflow)
+        if mermaid:
+            from shared.workflows.mermaid import of_definition
+
+            typer.echo(of_definition(definition), nl=False)
+            return
         width = None if sys.stdout.isatty() else _WIDTH_IN_A_PIPE
-        Console(highlight=False, width=width).print(_tree(find_definition(Runtime(Settings()), workflow)))
+        Console(highlight=False, width=width).print(_tree(definition))
 
 
 def _definitions() -> "dict[str, Definition]":
@@ -84,10 +112,24 @@ def _definitions() -> "dict[str, Definition]":
     return load_definitions(WORKFLOWS, agents=_agents())
 
 
-def _load(file: Path) -> "Definition":
+def _load(files: list[Path]) -> "dict[str, Definition]":
+    """The definition in each file. Raises DefinitionError with the mistakes of all."""
+    from shared.errors import DefinitionError
     from shared.workflows import load_definition
 
-    return load_definition(file, agents=_agents(), others=_definitions)
+    agents, definitions, problems = _agents(), {}, []
+    for file in files:
+        try:
+            definitions[str(file)] = load_definition(file, agents=agents, others=_definitions)
+        except DefinitionError as error:
+            problems.append(str(error))
+    if problems:
+        raise DefinitionError("\n".join(problems))
+    return definitions
+
+
+def _shown(file: Path) -> Path:
+    return file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file
 
 
 def _agents() -> list[str]:
@@ -120,21 +162,10 @@ def _tree(definition: "Definition") -> "Tree":
 
 
 def _line(step: "Step", others: list[str]) -> str:
-    what = _what(step)
-    notes = [f"for each of {step.for_each}"] if step.for_each is not None else []
-    notes += [f"when {step.when}"] if step.when is not None else []
+    from shared.workflows.mermaid import bare, what
+
+    notes = [f"for each of {bare(step.for_each)}"] if step.for_each is not None else []
+    notes += [f"when {bare(step.when)}"] if step.when is not None else []
     notes += [f"also needs {', '.join(others)}"] if others else []
     notes += ["goes on if it fails"] if step.on_failure == "continue" else []
-    return f"{step.id}: {what}{''.join(f'; {note}' for note in notes)}"
-
-
-def _what(step: "Step") -> str:
-    if step.approval is not None:
-        return "waits for an approval"
-    if step.workflow is not None:
-        return f"workflow {step.workflow}"
-    if step.wait is None:
-        return f"agent {step.agent}" if step.agent is not None else f"pattern {step.pattern}"
-    if step.wait.signal is not None:
-        return f"waits for signal {step.wait.signal}"
-    return f"waits for {step.wait.seconds} s" if step.wait.seconds is not None else f"waits until {step.wait.until}"
+    return f"{step.id}: {what(step)}{''.join(f'; {note}' for note in notes)}"

@@ -1,5 +1,6 @@
 """Envelopes: what they say, how they are signed, how they are trusted."""
 
+from shared.messages.approvals import APPROVE, ApprovalLink, approval_links, read_token
 from shared.messages.envelope import MAX_CLOCK_SKEW, Envelope, decode, open_envelope, renewed, reopen_envelope, seal
 from shared.messages.payloads import (
     TYPE_OF,
@@ -24,11 +25,13 @@ from shared.messages.payloads import (
 from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
 
 __all__ = [
+    "APPROVE",
     "CONTENT_TYPE",
     "MAX_CLOCK_SKEW",
     "MIN_SECRET_LENGTH",
     "TYPES",
     "TYPE_OF",
+    "ApprovalLink",
     "Budget",
     "Decision",
     "Envelope",
@@ -49,8 +52,10 @@ __all__ = [
     "WorkflowFinished",
     "WorkflowRequested",
     "WorkflowSignalled",
+    "approval_links",
     "decode",
     "open_envelope",
+    "read_token",
     "renewed",
     "reopen_envelope",
     "seal",

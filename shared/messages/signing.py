@@ -9,6 +9,8 @@ one that is replayed to another topic or under another id. In a message's attrib
 
 Ids and topics are 1 to 255 of `[A-Za-z0-9._-]`: without a line break in them, no two texts to be signed are the same.
 
+What else is signed with the keys (`seal`) begins with other bytes, so that neither can be taken for the other.
+
 **Which key an id names.** Write the id in capitals, with `_` for `.` and `-`, and drop words from its front until the rest is the
 NAME of a key: `key-v2`, `prod-v2` and `v2` all name `COMM_HMAC_KEY_V2`, and the longest NAME wins. An id that names no key is the
 default secret, as is the id `default`. Retired keys keep their NAMEs, so an id never falls from a retired key to another one.
@@ -33,6 +35,7 @@ MIN_SECRET_LENGTH = 32
 Secret = SecretStr | str | bytes
 
 _VERSION = "v1"
+_SEALED = "seal-v1"
 _DEFAULT = "DEFAULT"
 _DEFAULT_VARIABLE = "COMM_HMAC_DEFAULT_SECRET"
 _ACTIVE_VARIABLE = "COMM_HMAC_ACTIVE_KEY_ID"
@@ -171,6 +174,17 @@ class KeyRing:
                 f"{_variable(name)} here; compare the secrets of sender and receiver",
             )
 
+    def seal(self, purpose: str, data: bytes) -> bytes:
+        """The active key's MAC of `data` for `purpose`, which has no line break. It is good for nothing else, messages included."""
+        return _seal(self._macs[self._active_name], purpose, self._active, data)
+
+    def is_sealed(self, purpose: str, data: bytes, *, key_id: str, seal: bytes) -> bool:
+        """Whether the key that `key_id` names sealed `data` for `purpose`, and is trusted still. In constant time, as `verify`."""
+        if _is_token(key_id) is None:
+            return False
+        mac = self._macs.get(_named(key_id, self._names) or _DEFAULT)
+        return mac is not None and hmac.compare_digest(_seal(mac, purpose, key_id, data), seal)
+
     def __repr__(self) -> str:
         keys = ", ".join(f"{name}: {state}" for name, state in self.states.items())
         return f"KeyRing(active={self._active!r}, {keys})"
@@ -251,6 +265,13 @@ def _signature(mac: hmac.HMAC, key_id: str, topic: str, data: bytes) -> str:
     running.update(f"{_VERSION}\n{key_id}\n{topic}\n".encode())
     running.update(data)
     return f"{_VERSION},{b2a_base64(running.digest(), newline=False).decode()}"
+
+
+def _seal(mac: hmac.HMAC, purpose: str, key_id: str, data: bytes) -> bytes:
+    running = mac.copy()
+    running.update(f"{_SEALED}\n{purpose}\n{key_id}\n".encode())
+    running.update(data)
+    return running.digest()
 
 
 def _rejected(reason: str, message: str) -> EnvelopeRejected:

@@ -1,7 +1,8 @@
 """Keeps secrets out of logs.
 
 Three nets: what stands under a key that names a secret (`password`, `api_key`, `authorization`, …) is never shown; a value that was
-registered with `redact_values` is cut out of every text; bearer tokens and passwords in URLs are known by their shape. Numbers,
+registered with `redact_values` is cut out of every text; bearer tokens, passwords in URLs and links to approvals are known by their
+shape. Numbers,
 booleans and None are shown under any key: `max_token: 4096` is no secret. This is a net and no licence: what is logged on purpose
 holds no secret to begin with.
 """
@@ -27,6 +28,7 @@ _SECRET_PAIRS = frozenset({("api", "key"), ("private", "key"), ("secret", "key")
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 _BEARER = re.compile(r"(\b[Bb]earer\s+)[\w.~+/=-]+")
 _URL_USER = re.compile(r"(\b[a-z][a-z0-9+.-]{0,20}://)[^\s/@]*@")
+_APPROVAL = re.compile(r"(/approve/)[\w.~%+/=-]+")
 
 _known: tuple[str, ...] = ()
 
@@ -42,7 +44,7 @@ def redact_values(*values: str) -> None:
 
 
 def redact_text(text: str) -> str:
-    """The text without registered values, bearer tokens and passwords in URLs."""
+    """The text without registered values, bearer tokens, passwords in URLs and what opens an approval."""
     for value in _known:
         if value in text:
             text = text.replace(value, REDACTED)
@@ -50,6 +52,8 @@ def redact_text(text: str) -> str:
         text = _BEARER.sub(rf"\1{REDACTED}", text)
     if "://" in text:
         text = _URL_USER.sub(rf"\1{REDACTED}@", text)
+    if "/approve/" in text:
+        text = _APPROVAL.sub(rf"\1{REDACTED}", text)
     return text
 
 

@@ -40,6 +40,7 @@ FORGED = "Grimsund"
 SCHEDULED = "Ulvoysund"
 DEAD = "Hestmona"
 WEBHOOK = "planted-secret-of-webhooks"
+APPROVAL = "planted-token-of-an-approval"
 CALLBACK = "planted-token-of-a-callback"
 PLANTED = (
     KEY,
@@ -49,6 +50,7 @@ PLANTED = (
     WEBHOOK,
     base64.b64encode(WEBHOOK.encode()).decode(),
     CALLBACK,
+    APPROVAL,
     INPUT,
     DOCUMENT,
     FORGED,
@@ -71,6 +73,10 @@ async def misuse(served: Served) -> str:
     for content in (f'{{"workflow": "report", "input": {{"brief": 3, "{INPUT}": 1}}}}', f"{INPUT} is no JSON", f'{{"{INPUT}": 1}}'):
         answer = await served.client.post("/v1/workflows", content=content, headers={**headers, "content-type": "application/json"})
         assert 400 <= answer.status_code < 500
+        said += answer.text
+    for method in ("GET", "HEAD", "POST"):
+        answer = await served.client.request(method, f"/approve/{APPROVAL}")
+        assert answer.status_code == 403
         said += answer.text
     said += (await served.client.get(f"/v1/{BEARER}", params={"token": BEARER}, headers=headers)).text
     return said

@@ -553,7 +553,7 @@ def test_the_workflows_of_the_project_are_right(run: Run) -> None:
     result = run("workflows", "check")
 
     assert result.exit_code == 0
-    assert "report: right, 5 steps" in result.stdout
+    assert "report.yaml: right, report v1, 5 steps" in result.stdout
 
 
 def test_a_workflow_is_shown_as_the_tree_of_its_steps(run: Run, tmp_path: Path) -> None:
@@ -794,3 +794,30 @@ def test_main_runs_the_command_that_the_arguments_name(monkeypatch: pytest.Monke
 
     assert ended.value.code == 0
     assert "right" in capsys.readouterr().out
+
+
+def test_several_definitions_are_checked_at_once_and_the_mistakes_of_all_are_told(run: Run, tmp_path: Path) -> None:
+    right = written(tmp_path, "mine.yaml", STEPS.format(name="mine", steps="- {id: a, agent: writer}"))
+    wrong = written(tmp_path, "yours.yaml", STEPS.format(name="yours", steps="- {id: a, agent: wrtier}"))
+    worse = written(tmp_path, "theirs.yaml", STEPS.format(name="theirs", steps="- {id: a}"))
+
+    assert run("workflows", "check", right).stdout == f"{right}: right, mine v1, 1 step\n1 definition checked\n"
+    assert_refused(
+        run("workflows", "check", wrong, right, worse), f"{wrong}:", "did you mean 'writer'?", f"{worse}:", "needs one of", lines=2
+    )
+    assert_refused(run("workflows", "check", tmp_path / "none.yaml"), "none.yaml:1: cannot be read")
+
+
+def test_a_workflow_is_printed_as_a_mermaid_chart(run: Run) -> None:
+    result = run("workflows", "show", "report", "--mermaid")
+
+    assert result.exit_code == 0
+    assert result.stdout.startswith('flowchart TD\n    s0["plan<br/>agent planner"]:::work\n')
+    assert '    s3{{"debate<br/>pattern debate"}}:::pattern\n' in result.stdout
+
+
+def test_the_schema_of_definitions_is_printed_for_editors(run: Run) -> None:
+    result = run("workflows", "schema")
+
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["$schema"] == "https://json-schema.org/draft/2020-12/schema"

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -173,3 +174,21 @@ def test_an_approval_in_a_nested_workflow_is_given_by_its_full_id(
     document = json.loads(run("show", other, "--json", *where).stdout)
     waits = {step["id"] for step in document["steps"] if step["waiting"] is not None}
     assert (waits, document["status"]) == ({"sub/0/ask"}, "WAITING")
+
+
+def test_show_gives_the_link_to_an_approval_and_the_link_decides(run: Run, database: str, tmp_path: Path) -> None:
+    with gateway(database, tmp_path) as url:
+        there = run("show", WORKFLOW, "--url", url).stdout
+        assert f"  whoever has this link can decide: {url}/approve/" in there
+        here = run("show", WORKFLOW).stdout.partition("can decide: http://127.0.0.1:8080")[2].split()[0]
+        assert httpx.get(url + here).status_code == 200, "the database's link is good at the gateway"
+        assert httpx.post(url + here, data={"decision": "approve"}).status_code == 200
+        assert "/approve/" not in run("show", WORKFLOW, "--url", url).stdout
+    assert next(step for step in shown(run)["steps"] if step["id"] == "ask")["output"]["by"] == "link"
+
+
+def test_show_draws_where_a_run_stands(run: Run, where: tuple[str, ...]) -> None:
+    chart = run("show", WORKFLOW, "--mermaid", *where).stdout
+    assert chart.startswith("flowchart TD\n")
+    assert 's0{"ask<br/>wait:approval<br/>WAITING"}:::WAITING' in chart
+    assert "    s0 --> s1\n" in chart

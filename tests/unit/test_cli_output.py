@@ -132,6 +132,17 @@ def test_a_wait_is_told_with_the_command_that_ends_it(data: dict[str, Any], line
     progress = Progress("wf_7")
     progress.apply(entry("step.dispatched", "ask"))
     assert progress.apply(entry("step.waiting", "ask", data=data)) == line
+
+
+def test_the_link_to_an_approval_is_told_where_the_gateway_gives_it_and_not_drawn_again_and_again() -> None:
+    progress, data = Progress("wf_7"), {"for": "approval", "name": "ask", "prompt": "Send it?", "until": None}
+    link = "https://team.example.com/approve/abc.def"
+    line = progress.apply({**entry("step.waiting", "ask", data=data), "links": {"approve": link}})
+    assert line == (
+        "ask: waits for an approval: agent-team signal wf_7 ask --approve (or --reject): Send it?; "
+        f"whoever has this link can decide: {link}"
+    )
+    assert link not in progress.steps["ask"].note
     assert progress.steps["ask"].state == "waiting"
     assert progress.apply(entry("step.dispatched", "ask", after=5)) is None
     assert progress.apply(entry("step.completed", "ask", after=5)) == "ask: done in 5.00 s"

@@ -71,6 +71,7 @@ DEFAULTS = {
     "API_CALLERS": "",
     "API_RATE_PER_MINUTE": "100",
     "API_PROXY_HOPS": "0",
+    "PUBLIC_URL": "",
     "PUBSUB_EMULATOR_HOST": "",
     "ENABLE_DEBATE_MODE": "true",
     "ENABLE_CIRCUIT_BREAKER": "true",

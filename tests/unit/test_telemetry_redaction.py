@@ -154,3 +154,8 @@ def test_the_filter_leaves_other_records_as_they_were() -> None:
 def test_arguments_that_do_not_fit_are_no_error() -> None:
     kept = record("%d steps", "registered-value-2")
     assert RedactingFilter().filter(kept)
+
+
+def test_what_opens_an_approval_is_known_by_the_path_that_it_stands_in() -> None:
+    line = 'GET "/approve/WyJ3Zl8w-x_.qJmt6wzV" 200, https://team.example.com/approve/abc.d%2Fef) and /approve alone'
+    assert redact_text(line) == f'GET "/approve/{REDACTED}" 200, https://team.example.com/approve/{REDACTED}) and /approve alone'
