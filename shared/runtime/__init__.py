@@ -4,6 +4,7 @@ from shared.ai import Prompt, ToolContext
 from shared.errors import InputError
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
+from shared.runtime.quoting import holds
 from shared.runtime.wiring import Runtime, runtime
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Team",
     "ToolContext",
     "agent",
+    "holds",
     "load",
     "on_http",
     "on_messages",
