@@ -2,8 +2,8 @@
 
 Input `{title, description, overview, more, reviews}`, as splitter and reviewers give them; output `{verdict, summary, title,
 findings: [{file, line, also, severity, category, message, suggestion}], general: [text], caveats, files, more_files, dropped,
-text}`: findings are ranked and said once, `also` holds further lines of the same; `text` is the review in Markdown. The model may be
-stricter than the findings, never milder: with a critical or high one it cannot approve.
+text}`: findings are ranked and said once, `also` holds further lines of the same; `text` is the review in Markdown. The model may
+be stricter than the findings, never milder: with a critical or high one it cannot approve.
 """
 
 from collections.abc import Mapping, Sequence

@@ -16,7 +16,7 @@ def review(whole: Mapping[str, Any]) -> str:
     for severity in SEVERITIES:
         found = [one for one in whole["findings"] if one["severity"] == severity]
         if found:
-            parts.append("\n\n".join([f"## {severity.capitalize()}", *map(_finding, found)]))
+            parts.append(f"## {severity.capitalize()}\n\n" + "\n".join(map(_finding, found)))
     if whole["general"]:
         parts.append("## About the change as a whole\n\n" + "\n".join(f"- {_line(one)}" for one in whole["general"]))
     parts.append(_read(whole))
@@ -25,16 +25,16 @@ def review(whole: Mapping[str, Any]) -> str:
 
 
 def _finding(one: Mapping[str, Any]) -> str:
-    also = f" (also {', '.join(map(str, one['also']))})" if one["also"] else ""
     place = _code(f"{one['file']}:{one['line']}")
-    said = f"**{place}**{also} · {one['category']}\n{_line(one['message'])}"
+    also = f" (also {', '.join(map(str, one['also']))})" if one["also"] else ""
+    said = f"- **{place}**{also} · {one['category']}: {_line(one['message'])}"
     suggestion = one["suggestion"].strip()
     if not suggestion:
         return said
     if "\n" not in suggestion:
-        return f"{said}\n*Suggestion:* {suggestion}"
+        return f"{said}\n  - Suggestion: {suggestion}"
     fence = "`" * max(3, _longest_run(suggestion) + 1)
-    return f"{said}\n*Suggestion:*\n\n{fence}\n{suggestion}\n{fence}"
+    return "\n    ".join([f"{said}\n  - Suggestion:", "", fence, *suggestion.split("\n"), fence])
 
 
 def _read(whole: Mapping[str, Any]) -> str:

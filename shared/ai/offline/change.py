@@ -150,7 +150,7 @@ def judged(values: Mapping[str, Any], notice: str) -> dict[str, Any]:
     unread = sum(not one.get("reviewed") for one in files)
     caveats = [
         "Only pattern checks were made: nobody read what the change means.",
-        *([f"{unread} of {len(files)} files were not checked line by line."] if unread else []),
+        *([f"Not checked line by line: {unread} of {len(files)} files."] if unread else []),
         notice,
     ]
     return {

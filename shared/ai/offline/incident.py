@@ -39,18 +39,18 @@ _ANGLE_WORDS: Mapping[str, re.Pattern[str]] = {
         r"threads?|locks?|transactions?|held|holds?|block(?:s|ed|ing)?|workers?|cascad\w*|slow(?:ed)?",
     ),
     "detection": _any(
-        r"alerts?|alarms?|monitor\w*|pag(?:ed|er)|dashboards?|notic\w*|detect\w*|thresholds?|average|percentile|p9\d",
+        r"alerts?|alarms?|monitor\w*|pag(?:e|es|ed|er|ers)|dashboards?|notic\w*|detect\w*|thresholds?|average|percentile|p9\d",
         r"complain\w*|came from customers|tickets?|status page",
     ),
     "recovery": _any(
         r"roll(?:ed|s)? ?back|restart\w*|revert\w*|access|runbook|took|suspect\w*|nothing changes?d?|registry|went into",
-        r"switch\w* (?:it |them )?off|wrong|escalat\w*|cache|manual\w*|by hand|wait(?:ed|ing)|permission",
+        r"switch\w* (?:it |them )?off|wrong|escalat\w*|cache|manual\w*|by hand|wait(?:ed|ing)|permissions?|for nothing",
     ),
 }
 _CAUSAL = _any(
     r"because|caus(?:e|es|ed|ing)|due to|root cause|so (?:it|they|each|every|the|that)|led to|which is why|turns? out",
     r"(?:has|have|had|with|is|was) no|no (?:time-?out|limit|alert|runbook|access)|nobody|was not|had not|did not|does not|never",
-    r"instead of|went into|took|when",
+    r"instead of|went into|took|when|since|for nothing|nothing to do with|only after|never saw",
 )
 _CAUSE_HEADING = _any(r"causes?|why|happened|did not|went wrong|went badly|analysis|findings?|lessons?")
 _IMPACT = _any(
@@ -76,7 +76,13 @@ _OWNER = re.compile(
 _SOMEBODY = "the we it they this that these those somebody someone there you i everyone nobody what who alerts clients"
 _NOBODY = frozenset(_SOMEBODY.split())
 _URGENT = _any(r"must|urgent\w*|asap|today|immediately|at once|before the next|p1|blocker|first thing")
+_VOLUNTEER = re.compile(r"\bI(?:[’']ll| will| can)\b")
 _IDLE = _any(r"nice to have|eventually|some ?day|could|consider|low prio\w*|p3|when there is time")
+_LACKING = _any(r"(?:have|has|had) no")
+_CLOSED = re.compile(
+    r"^(?:incident )?(?:closed|resolved|all clear|over)\b|\bincident (?:is )?(?:closed|resolved|over)\b", re.IGNORECASE
+)
+_ABOUT_FACTS = re.compile(r"“(?!Summary|Timeline|What is not known|Postmortem)")
 _OPEN = _any(r"unknown|unclear|nobody knows|don[’']t know|do not know|still open|open question|to be confirmed|tbd")
 
 
@@ -118,12 +124,16 @@ def told(values: Mapping[str, Any]) -> dict[str, Any]:
 def written(values: Mapping[str, Any], notice: str) -> dict[str, Any]:
     """What stands around the facts of a postmortem: all of it taken from the record, the critique and the comment."""
     record, critique, comment = values["record"], values.get("critique"), values.get("comment")
-    points = critique.get("points", []) if isinstance(critique, Mapping) else []
+    # Of the points that can be counted, those about the facts: the others are answered by the quotes.
+    points = [one for one in critique.get("points", []) if _ABOUT_FACTS.match(str(one))] if isinstance(critique, Mapping) else []
+    ownerless = [f"Who does this: {one['action']}" for one in record.get("actions", []) if not one["owner"]]
     said = [f"Asked for by the person who decided, and not worked in: {comment}"] if comment else []
     return {
         "title": record.get("title", ""),
         "summary": record.get("summary") or _summary(record),
-        "open_questions": list(dict.fromkeys([*(record.get("open_questions") or record.get("unknown", [])), *points, *said])),
+        "open_questions": list(
+            dict.fromkeys([*(record.get("open_questions") or record.get("unknown", [])), *ownerless, *points, *said])
+        ),
         "caveats": notice,
     }
 
@@ -138,7 +148,10 @@ def _entries(text: str) -> Iterator[Statement]:
     """What was said at once: an entry with a time, a list item or a paragraph."""
     heading, time, speaker = "", "", ""
     gathered: list[str] = []
-    for raw in [*text.splitlines(), ""]:
+    lines = text.strip().splitlines()
+    if lines and _is_title(lines[0]):
+        heading = lines.pop(0).lstrip("# ")
+    for raw in [*lines, ""]:
         line = raw.strip()
         found = _HEADING.match(line)
         stamped, named = _STAMPED.match(line), _NAME_AND_TIME.match(line)
@@ -174,15 +187,18 @@ def _apart(entry: Statement) -> Iterator[Statement]:
 
 
 def _title(notes: str) -> str:
-    first = next((line.strip() for line in notes.splitlines() if line.strip()), "")
-    if _STAMPED.match(first) or len(first) > 120:
-        return "An incident without a title"
-    return first.lstrip("# ").rstrip(". ") or "An incident without a title"
+    first = notes.strip().partition("\n")[0]
+    return first.lstrip("# ").strip() if _is_title(first) else "An incident without a title"
+
+
+def _is_title(line: str) -> bool:
+    return len(line) <= 120 and not line.endswith(".") and not _STAMPED.match(line) and not _NAME_AND_TIME.match(line)
 
 
 def _moments(statements: Sequence[Statement]) -> Iterator[dict[str, str]]:
     entries = dict.fromkeys((one.time, one.whole) for one in statements if one.time and not _is_order(one))
-    for time, whole in entries:
+    last = max((place for place, (_, whole) in enumerate(entries) if _CLOSED.search(whole)), default=len(entries))
+    for time, whole in list(entries)[: last + 1]:  # what was written after it is looking back
         # Greetings and chatter; and what was only asked.
         if len(terms(whole)) >= 4 and not all(map(is_question, sentences(whole))):
             yield {"time": time, "what": whole, "quote": whole}
@@ -204,8 +220,9 @@ def _went_well(one: Statement) -> bool:
 
 
 def _angle(one: Statement) -> str:
-    """The angle whose words the statement uses most; the first one without any."""
-    return max(ANGLES, key=lambda angle: _hits(one.text, angle))
+    """The angle whose words the statement uses most, of several the one whose words tell most; the first one without any."""
+    best = max(reversed(ANGLES), key=lambda angle: _hits(one.text, angle))
+    return best if _hits(one.text, best) else ANGLES[0]
 
 
 def _hits(text: str, angle: str) -> int:
@@ -215,14 +232,18 @@ def _hits(text: str, angle: str) -> int:
 def _causes(statements: Sequence[Statement], angle: str) -> list[Statement]:
     rated = []
     for place, one in enumerate(statements):
-        if is_question(one.text) or _is_order(one) or _went_well(one) or "impact" in one.heading.casefold():
+        asked = is_question(one.text) and not _LACKING.search(one.text)
+        if asked or _is_order(one) or _went_well(one) or "impact" in one.heading.casefold():
             continue
         hits, causal = _hits(one.text, angle), len({hit.casefold() for hit in _CAUSAL.findall(one.text)})
         weight = hits + causal + 2 * bool(_CAUSE_HEADING.search(one.heading))
-        if hits and weight >= 3:
+        if hits and weight >= 2:
             rated.append((weight, -place, one))
     rated.sort(key=lambda one: one[:2], reverse=True)
-    return [one for _, _, one in rated[: _MOST["causes"]]]
+    best = rated[: _MOST["causes"]]
+    if angle == "trigger":  # what came first
+        best.sort(key=lambda one: -one[1])
+    return [one for _, _, one in best]
 
 
 def _is_order(one: Statement) -> bool:
@@ -235,7 +256,7 @@ def _action(one: Statement) -> dict[str, str]:
     marked = (mark[1] or mark[2]) if mark else None
     named = next((name for found in _OWNER.finditer(text) for name in found.groups() if name), "")
     owner = marked or (named if named.casefold() not in _NOBODY else "")
-    if not owner and re.match(r"I\b", text):
+    if not owner and _VOLUNTEER.search(text):
         owner = one.speaker
     priority = "high" if _URGENT.search(one.text) else "low" if _IDLE.search(one.text) else "medium"
     return {"action": capitalised(text), "owner": owner, "priority": priority, "quote": text}
@@ -253,8 +274,8 @@ def _quoting(statements: Sequence[Statement]) -> list[dict[str, str]]:
 def _summary(record: Mapping[str, Any]) -> str:
     """The first of what it did, of what set it off and why it spread, and how it ended."""
     moments = record.get("moments", [])
-    angles = {cause["angle"]: closed(cause["quote"]) for cause in reversed(record.get("causes", []))}
-    said = [closed(one["quote"]) for one in record.get("impact", [])[:1]]
+    angles = {cause["angle"]: capitalised(closed(cause["quote"])) for cause in reversed(record.get("causes", []))}
+    said = [capitalised(closed(one["quote"])) for one in record.get("impact", [])[:1]]
     said += [angles[angle] for angle in ("trigger", "spread") if angle in angles]
     said += [f"{one['time']}: {closed(one['quote'])}" for one in moments[-1:]]
     return " ".join(dict.fromkeys(said)) or "The notes hold neither times nor causes that could be recognised."

@@ -35,8 +35,21 @@ _NAMED: Final = {
     "arguments": "arguments",
     "said": "arguments",
     "text": "subject",
+    "notes": "notes",
+    "service": "service",
+    "severity": "severity",
+    "moments": "moments",
+    "record": "record",
+    "critique": "critique",
+    "comment": "comment",
+    "path": "path",
+    "patch": "patch",
+    "author": "about",
+    "guidelines": "guidelines",
+    "changed": "changed",
 }
 """A word that says what a part is → what the team calls it."""
+_ANGLE: Final = re.compile(r"^You look at: ([a-z]+)\.$", re.MULTILINE)
 _SIDE: Final = re.compile(r"^You argue: (for|against)\. This is round (\d{1,3})\.", re.MULTILINE)
 
 
@@ -52,6 +65,9 @@ def read(prompt: str) -> Material:
     side = _SIDE.search(prompt)
     if side is not None:
         values |= {"side": side[1], "round": int(side[2])}
+    angle = _ANGLE.search(prompt)
+    if angle is not None:
+        values["angle"] = angle[1]
     return Material(values, prompt, notice=NOTICE)
 
 
