@@ -14,6 +14,7 @@ from shared.workflows import Definition, load_definitions
 
 ROOT = Path(__file__).parents[2]
 WORKFLOWS = sorted(path.stem for path in (ROOT / "workflows").glob("*.yaml"))
+AGENTS = sorted(name for name, spec in load_functions().items() if spec.is_agent)
 _COMMAND = re.compile(r"^\./agent-team run (.+)$", re.MULTILINE)
 _OUTPUT = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -21,7 +22,7 @@ _OUTPUT = re.compile(r"^```json\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 @cache
 def definitions() -> dict[str, Definition]:
     """Every definition by its name."""
-    return load_definitions(ROOT / "workflows", agents=[name for name, spec in load_functions().items() if spec.is_agent])
+    return load_definitions(ROOT / "workflows", agents=AGENTS)
 
 
 def page(workflow: str) -> str:
