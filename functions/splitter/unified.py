@@ -8,7 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-_GIT = re.compile(r'diff --git (?:"?a/.*) ("?b/.*)$')
+_GIT = re.compile(r"diff --git (.+)$")
+_SECOND = re.compile(r'.* ("[a-z]/.*"|[a-z]/.*)$')
 _COMBINED = re.compile(r"diff --(?:cc|combined) (.+)$")
 _INDEX = re.compile(r"Index: (.+)$")
 _HUNK = re.compile(r"@@ -\d+(?:,(\d+))? \+(\d+)(?:,(\d+))? @@ ?(.*)$")
@@ -46,6 +47,8 @@ class FileChange:
     status: str = "modified"
     """added, deleted, renamed, copied, modified"""
     binary: bool = False
+    prefixed: bool = True
+    """Whether its paths begin with a letter that is not theirs: a/ and b/, with `diff.mnemonicPrefix` others."""
     combined: bool = False
     """A merge against several parents, whose lines have no single old side."""
     hunks: list[Hunk] = field(default_factory=list)
@@ -80,32 +83,31 @@ class _Reader:
 
     def _head(self, line: str) -> None:
         """Take in a line outside of hunks."""
-        for opens, combined in ((_GIT, False), (_COMBINED, True), (_INDEX, False)):
-            found = opens.match(line)
-            if found is not None:
-                self._found.append(FileChange(path=_path(found[1]), combined=combined))
-                return
-        if line.startswith("--- ") and self._following().startswith("+++ "):
-            self._sides(line[4:], self._following()[4:])
+        if (git := _GIT.match(line)) is not None:
+            self._found.append(_opened(git[1]))
+        elif (combined := _COMBINED.match(line)) is not None:
+            self._found.append(FileChange(path=_unquoted(combined[1]), combined=True))
+        elif (index := _INDEX.match(line)) is not None and self._following().startswith("==="):
+            self._found.append(FileChange(path=index[1], prefixed=False))
+        elif line.startswith("--- ") and self._following().startswith("+++ ") and self._following(2).startswith("@@"):
+            self._sides(_path(line[4:]), _path(self._following()[4:]))
             self._at += 1
         elif self._found:
             _describe(self._found[-1], line)
 
-    def _sides(self, old: str, new: str) -> None:
+    def _sides(self, before: str, after: str) -> None:
         """The two lines that name the file before and after. Without a head of git they begin it."""
         if not self._found or self._found[-1].hunks or self._found[-1].binary:
-            self._found.append(FileChange())
+            sides = [side[:2] for side in (before, after) if side != _NOTHING]
+            self._found.append(FileChange(prefixed=sides in (["a/", "b/"], ["a/"], ["b/"])))
         change = self._found[-1]
-        before, after = _path(old), _path(new)
-        if after == _NOTHING:
-            change.path, change.status = before, "deleted"
-        else:
-            change.path = after
-            if before == _NOTHING:
-                change.status = "added"
+        path = before if after == _NOTHING else after
+        change.path = path[2:] if change.prefixed else path
+        if _NOTHING in (before, after):
+            change.status = "deleted" if after == _NOTHING else "added"
 
-    def _following(self) -> str:
-        return self._lines[self._at + 1] if self._at + 1 < len(self._lines) else ""
+    def _following(self, lines: int = 1) -> str:
+        return self._lines[self._at + lines] if self._at + lines < len(self._lines) else ""
 
     def _hunk(self, head: re.Match[str]) -> Hunk:
         hunk = Hunk(section=head[4].strip())
@@ -128,6 +130,15 @@ class _Reader:
         return hunk
 
 
+def _opened(paths: str) -> FileChange:
+    """A file by git's first line of it. Two paths that are the same have no prefix: git's are never the same."""
+    half = len(paths) // 2
+    if paths[:half] == paths[half + 1 :]:
+        return FileChange(path=_unquoted(paths[:half]), prefixed=False)
+    second = _SECOND.match(paths)
+    return FileChange(prefixed=False) if second is None else FileChange(path=_unquoted(second[1])[2:])
+
+
 def _describe(change: FileChange, line: str) -> None:
     """What git says of a file before its hunks."""
     if line.startswith("new file mode"):
@@ -145,9 +156,8 @@ def _describe(change: FileChange, line: str) -> None:
 
 
 def _path(written: str) -> str:
-    """A path without git's prefix, quotation marks, and the date that `diff -u` puts behind a tab."""
-    path = _unquoted(written if written.startswith('"') else written.split("\t")[0]).strip()
-    return path[2:] if path[:2] in ("a/", "b/") else path
+    """A path without quotation marks, and without the date that `diff -u` puts behind a tab."""
+    return _unquoted(written if written.startswith('"') else written.split("\t")[0]).strip()
 
 
 def _unquoted(path: str) -> str:

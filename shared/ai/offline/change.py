@@ -9,6 +9,8 @@ from typing import Any
 
 _LINE = re.compile(r"\s*(\d+) \+ ?(.*)$")
 _LONG = 140
+_READ = 2000
+"""No more of a line than this is looked at, so that no input can cost more than a bounded time."""
 _LARGE = 800
 _SCRIPTS = frozenset({".js", ".jsx", ".ts", ".tsx", ".mjs", ".cjs", ".vue"})
 _CODE = _SCRIPTS | {
@@ -131,7 +133,7 @@ def _found(patch: str, path: str) -> Iterator[dict[str, Any]]:
         if numbered is None:
             continue
         for check in _CHECKS:
-            if (not check.only or ending in check.only) and check.pattern.search(numbered[2]):
+            if (not check.only or ending in check.only) and check.pattern.search(numbered[2][:_READ]):
                 yield {
                     "line": int(numbered[1]),
                     "severity": check.severity,

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from shared.ai.offline.document import LIMIT_CHARACTERS
 from shared.ai.offline.language import capitalised, closed, figures, hedges, is_dangling, is_question, sentences, terms
 
 ANGLES = ("trigger", "spread", "detection", "recovery")
@@ -148,7 +149,7 @@ def _entries(text: str) -> Iterator[Statement]:
     """What was said at once: an entry with a time, a list item or a paragraph."""
     heading, time, speaker = "", "", ""
     gathered: list[str] = []
-    lines = text.strip().splitlines()
+    lines = text[:LIMIT_CHARACTERS].strip().splitlines()
     if lines and _is_title(lines[0]):
         heading = lines.pop(0).lstrip("# ")
     for raw in [*lines, ""]:
