@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class Colleagues:
     prompt: Prompt
     task: Task
     says: Any = None
+    log: logging.LoggerAdapter[logging.Logger] = field(default_factory=lambda: logging.LoggerAdapter(logging.getLogger("agent")))
     asked: list[dict[str, Any]] = field(default_factory=list)
 
     async def generate(

@@ -31,7 +31,7 @@ index 1..2 100644
 """
 
 
-async def split(diff: str) -> dict[str, Any]:
+async def split(diff: Any) -> dict[str, Any]:
     team = colleagues("planner", {"diff": diff})
     output: dict[str, Any] = (await run(team.task, cast(Team, team))).output
     assert team.asked == []
@@ -98,9 +98,8 @@ def test_a_file_is_recognised(name: str) -> None:
 
 
 def test_a_file_without_a_last_line_end_and_with_empty_lines_stripped() -> None:
-    change = only(
-        f"{GIT}--- a/x.txt\n+++ b/x.txt\n@@ -1,3 +1,3 @@\n a\n\n-b\n\\ No newline at end of file\n+c\n\\ No newline at end of file\n"
-    )
+    told = "\\ No newline at end of file\n"
+    change = only(f"{GIT}--- a/x.txt\n+++ b/x.txt\n@@ -1,3 +1,3 @@\n a\n\n-b\n{told}+c\n{told}")
     assert [(line.mark, line.number) for line in change.hunks[0].lines] == [(" ", 1), (" ", 2), ("-", None), ("+", 3)]
 
 
@@ -133,7 +132,7 @@ def test_no_text_breaks_it(noise: str, at: int) -> None:
         assert change.path
 
 
-@pytest.mark.parametrize("given", ["", "Please review my change.", "Index: of names\n--- a\n+++ b\n", "{}"])
+@pytest.mark.parametrize("given", [None, 7, "", "Please review my change.", "Index: of names\n--- a\n+++ b\n", "{}"])
 async def test_what_is_no_diff_is_refused(given: str) -> None:
     with pytest.raises(InputError, match="not a unified diff; give what `git diff`"):
         await split(given)

@@ -70,9 +70,8 @@ _ORDER_MARK = re.compile(
     r"^(?:TODO|FIXME|[Aa]ction(?: item)?|[Ff]ollow[- ]?up)\b\s*(?:\(@?([\w. -]{2,40})\)|@?([\w.-]{2,30})(?=:))?\s*[:-]?\s*"
 )
 _OWNER = re.compile(
-    r"(?:owner:?|assigned to)\s+@?([\w.-]+)|@([\w.-]{2,30})|"
-    r"^(?:the\s+)?([\w-]+ team|[A-Z][\w-]+(?: [A-Z][\w-]+)?)\s+(?:must|should|needs? to|will)\b",
-    re.IGNORECASE,
+    r"(?i:owner:?|assigned to)\s+@?([\w.-]+)|@([\w.-]{2,30})|"
+    r"^(?:[Tt]he\s+)?([\w-]+ team|[A-Z][\w-]+(?: [A-Z][\w-]+)?)\s+(?:must|should|needs? to|will)\b"
 )
 _SOMEBODY = "the we it they this that these those somebody someone there you i everyone nobody what who alerts clients"
 _NOBODY = frozenset(_SOMEBODY.split())
@@ -201,7 +200,7 @@ def _moments(statements: Sequence[Statement]) -> Iterator[dict[str, str]]:
     last = max((place for place, (_, whole) in enumerate(entries) if _CLOSED.search(whole)), default=len(entries))
     for time, whole in list(entries)[: last + 1]:  # what was written after it is looking back
         # Greetings and chatter; and what was only asked.
-        if len(terms(whole)) >= 4 and not all(map(is_question, sentences(whole))):
+        if len(terms(whole)) >= 3 and not all(map(is_question, sentences(whole))):
             yield {"time": time, "what": whole, "quote": whole}
 
 
@@ -255,8 +254,8 @@ def _action(one: Statement) -> dict[str, str]:
     mark = _ORDER_MARK.match(one.text)
     text = one.text[mark.end() :] if mark and mark.end() < len(one.text) else one.text
     marked = (mark[1] or mark[2]) if mark else None
-    named = next((name for found in _OWNER.finditer(text) for name in found.groups() if name), "")
-    owner = marked or (named if named.casefold() not in _NOBODY else "")
+    named = (name for found in _OWNER.finditer(text) for name in found.groups() if name and name.casefold() not in _NOBODY)
+    owner = marked or next(named, "")
     if not owner and _VOLUNTEER.search(text):
         owner = one.speaker
     priority = "high" if _URGENT.search(one.text) else "low" if _IDLE.search(one.text) else "medium"
@@ -273,10 +272,11 @@ def _quoting(statements: Sequence[Statement]) -> list[dict[str, str]]:
 
 
 def _summary(record: Mapping[str, Any]) -> str:
-    """The first of what it did, of what set it off and why it spread, and how it ended."""
+    """What of its impact has most numbers, the first of what set it off and why it spread, and how it ended."""
     moments = record.get("moments", [])
     angles = {cause["angle"]: capitalised(closed(cause["quote"])) for cause in reversed(record.get("causes", []))}
-    said = [capitalised(closed(one["quote"])) for one in record.get("impact", [])[:1]]
+    impact = [one["quote"] for one in record.get("impact", [])]
+    said = [capitalised(closed(max(impact, key=lambda quote: len(figures(quote)))))] if impact else []
     said += [angles[angle] for angle in ("trigger", "spread") if angle in angles]
-    said += [f"{one['time']}: {closed(one['quote'])}" for one in moments[-1:]]
+    said += [f"{one['time']}: {closed(sentences(one['quote'])[0])}" for one in moments[-1:]]
     return " ".join(dict.fromkeys(said)) or "The notes hold neither times nor causes that could be recognised."
