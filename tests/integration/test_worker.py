@@ -223,7 +223,7 @@ async def test_a_second_signal_ends_it_at_once(start: Start, server: RedisServer
 @pytest.mark.parametrize(
     ("functions", "environment", "said"),
     [
-        (("nobody",), {}, "nobody is no function; a worker can work for: critic, dead_letter, intake,"),
+        (("nobody",), {}, "nobody is no function; a worker can work for: chronicler, critic, "),
         (("gateway",), {}, "gateway is not set off by messages; a worker can work for"),
         ((), {"AGENT_BUS_PROVIDER": "memory"}, "AGENT_BUS_PROVIDER is memory; a worker consumes the Redis bus"),
         ((), {"REDIS_URL": ""}, "REDIS_URL is needed because AGENT_BUS_PROVIDER is redis"),
