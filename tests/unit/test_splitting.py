@@ -103,6 +103,11 @@ def test_a_file_without_a_last_line_end_and_with_empty_lines_stripped() -> None:
     assert [(line.mark, line.number) for line in change.hunks[0].lines] == [(" ", 1), (" ", 2), ("-", None), ("+", 3)]
 
 
+def test_a_hunk_that_ends_with_removed_lines_is_read_to_its_end() -> None:
+    change = only(f"{GIT}--- a/x.txt\n+++ b/x.txt\n@@ -1,3 +1,2 @@\n+new\n a\n-b\n-c\n")
+    assert (change.count("+"), change.count("-")) == (1, 2)
+
+
 def test_a_diff_that_was_cut_off_is_read_as_far_as_it_goes() -> None:
     whole = MODIFIED * 2
     for end in range(len("diff --git a/shop/orders.py b/shop/orders.py\n"), len(whole)):
