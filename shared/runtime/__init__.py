@@ -5,6 +5,7 @@ from shared.errors import InputError
 from shared.runtime.colleagues import colleagues
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
+from shared.runtime.quoting import holds
 from shared.runtime.wiring import Runtime, runtime
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "ToolContext",
     "agent",
     "colleagues",
+    "holds",
     "load",
     "on_http",
     "on_messages",

@@ -18,13 +18,12 @@ PLENTY = {model: Limit(qps=1000, burst=1000) for model in served_models()}
 FAST = "1000"
 
 
-@pytest.mark.parametrize("number", [0, 1])
-async def test_a_brief_becomes_a_debated_report(number: int, database: str, tmp_path: Path) -> None:
+async def test_a_report_is_asked_of_the_service_as_it_is_counted_here(database: str, tmp_path: Path) -> None:
     async with open_simulator(SimulatorSettings(models=PLENTY)) as simulator:
         async with platform(
             database, tmp_path, GEMINI_API_KEY="AIza-some-key", GEMINI_BASE_URL=simulator.url, AI_RATE_QPS=FAST
         ) as opened:
-            (workflow,) = await write_reports(opened, [brief(number)])
+            (workflow,) = await write_reports(opened, [brief(1)])
         entry = simulator.ledger[PRO]
 
     assert (workflow["status"], workflow["error"]) == ("SUCCESS", None)
@@ -34,8 +33,6 @@ async def test_a_brief_becomes_a_debated_report(number: int, database: str, tmp_
     # Each side makes its own case: what a prompt is about was understood.
     assert len({one["argument"] for one in critics}) == 4
     assert said["debate"]["winner"] in ("for", "against", "tie")
-    assert workflow["output"]["text"].startswith("# ")
-    assert workflow["output"]["text"].count(NOTICE) == 1
     # What the platform counted is what the service counted.
     usage = workflow["usage"]
     assert (entry.calls, entry.answered, entry.violations) == (usage["model_calls"], usage["model_calls"], 0)

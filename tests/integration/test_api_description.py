@@ -13,6 +13,7 @@ from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
 from shared.runtime import Runtime
 from tests.integration.test_gateway import client_of, settings
+from tests.support.library import AGENTS, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
 PLACES = (models, dead_letter_models, documents, signals)
@@ -90,11 +91,11 @@ def test_an_example_made_of_the_fields_examples_is_what_the_model_takes(document
 
 def test_the_workflows_and_agents_that_there_are_are_named(document: dict[str, Any]) -> None:
     request = document["components"]["schemas"]["SubmitRequest"]
-    assert request["properties"]["workflow"]["enum"] == ["debate", "report", "support-triage"]
-    (_, report, _) = request["anyOf"]
-    assert report["properties"]["input"]["required"] == ["brief"]
+    assert request["properties"]["workflow"]["enum"] == WORKFLOWS
+    required = [one["properties"]["input"]["required"] for one in request["anyOf"]]
+    assert required[WORKFLOWS.index("report")] == ["brief"]
     name = operations(document)["POST /v1/agents/{name}/tasks"]["parameters"][0]
-    assert name["schema"]["enum"] == ["coordinator", "critic", "judge", "planner", "researcher", "triager", "writer"]
+    assert name["schema"]["enum"] == AGENTS
 
 
 async def test_the_document_is_the_same_every_time() -> None:

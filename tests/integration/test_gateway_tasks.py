@@ -15,6 +15,7 @@ from shared.messages import StepDispatched
 from shared.runtime import Runtime
 from tests.integration.test_gateway import client_of, fields_of, problem_in, settings
 from tests.support.doubles import RememberingBus
+from tests.support.library import AGENTS
 from tests.support.reports import brief, platform
 
 TASK = {"input": {"brief": "Why was the ferry late? {{ input.brief }}"}}
@@ -77,7 +78,7 @@ async def test_an_agent_that_is_not_there_is_not_found_and_those_that_are_there_
 ) -> None:
     for name in ("planer", "gateway", "x" * 5000, "%00"):
         detail = problem_in(await client.post(f"/v1/agents/{name}/tasks", json=TASK), 404).detail
-        assert detail.endswith("there are: coordinator, critic, judge, planner, researcher, triager, writer")
+        assert detail.endswith(f"there are: {', '.join(AGENTS)}")
     assert bus.published == []
 
 

@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,9 @@ from shared.messages import Remaining, Usage
 from shared.runtime.contract import Run, Task, Team
 
 ROOT = Path(__file__).parents[2]
-AGENTS = ("planner", "researcher", "writer", "critic", "judge", "triager", "coordinator")
+AGENTS = sorted(path.parent.name for path in (ROOT / "functions").glob("*/function.yaml") if "agent-" in path.read_text())
+ASKING = [agent for agent in AGENTS if (ROOT / "functions" / agent / "prompt.md").exists()]
+"""Agents that ask a model."""
 EXAMPLES = {path.stem: path.read_text() for path in sorted((ROOT / "examples").glob("*.md"))}
 BRIEF = "The ferry to Oban was late. Nobody told the 40 passengers. Why was it late?"
 
@@ -33,6 +36,7 @@ class Colleagues:
     prompt: Prompt
     task: Task
     says: Any = None
+    log: logging.LoggerAdapter[logging.Logger] = field(default_factory=lambda: logging.LoggerAdapter(logging.getLogger("agent")))
     asked: list[dict[str, Any]] = field(default_factory=list)
     usage: Usage = field(default_factory=lambda: Usage(model_calls=1, input_tokens=30, output_tokens=12))
 
@@ -338,7 +342,7 @@ async def test_the_writer_takes_findings_from_the_steps_that_it_needs() -> None:
 # What stands in an agent's folder
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ASKING)
 def test_a_prompt_asks_for_an_object_and_explains_each_of_its_fields(agent: str) -> None:
     prompt = prompt_of(agent)
     assert prompt.schema is not None
@@ -349,7 +353,7 @@ def test_a_prompt_asks_for_an_object_and_explains_each_of_its_fields(agent: str)
         assert f"`{name}`" in prompt.text, f"{agent}/prompt.md does not explain {name}"
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ASKING)
 def test_a_prompt_explains_each_tool_that_its_model_may_call(agent: str) -> None:
     prompt = prompt_of(agent)
     assert prompt.tools == (("search_documents", "http_get", "calculate") if agent == "researcher" else ())
@@ -357,7 +361,7 @@ def test_a_prompt_explains_each_tool_that_its_model_may_call(agent: str) -> None
         assert f"`{name}`" in prompt.text, f"{agent}/prompt.md does not explain {name}"
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ASKING)
 def test_whatever_was_written_outside_the_team_is_marked_as_untrusted(agent: str) -> None:
     prompt = prompt_of(agent)
     trusted = re.sub(r"<untrusted>\n.*?\n</untrusted>", "", prompt.text, flags=re.DOTALL)
@@ -383,7 +387,11 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "concurrency": 8,
         "max_attempts": 5,
         # Whoever searches documents reaches the store.
-        "secrets": ["COMM_HMAC_DEFAULT_SECRET", *(["DATABASE_URL"] if agent == "researcher" else []), "GEMINI_API_KEY"],
+        "secrets": [
+            "COMM_HMAC_DEFAULT_SECRET",
+            *(["DATABASE_URL"] if agent == "researcher" else []),
+            *(["GEMINI_API_KEY"] if agent in ASKING else []),
+        ],
     }
 
 

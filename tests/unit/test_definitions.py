@@ -16,9 +16,8 @@ from shared.errors import DefinitionError, InputError
 from shared.messages import Budget
 from shared.workflows import Definition, load_definition, load_definitions, parse_definition, requested
 from shared.workflows.definitions import MAX_STEPS
+from tests.support.library import AGENTS, ROOT
 
-AGENTS = {"planner", "researcher", "writer", "critic", "judge", "triager"}
-ROOT = Path(__file__).parents[2]
 WORKFLOW = "wf_01ARZ3NDEKTSV4RRFFQ69G5FAV"
 HEAD = "name: small\nversion: 1\ninput: {brief: {type: string, required: true}}\n"
 
@@ -214,7 +213,7 @@ MISTAKES = {
     "negative retries": (writer("max_retries: -1"), 6, "should be greater than or equal to 0"),
     "an unknown on_failure": (writer("on_failure: stop"), 6, "should be 'fail' or 'continue'"),
     "an unknown agent": (step("agent: plannr"), 6, "unknown agent 'plannr', did you mean 'planner'?"),
-    "an agent like no other": (step("agent: x"), 6, "agents here: critic, judge, planner, researcher, triager, writer"),
+    "an agent like no other": (step("agent: x"), 6, f"agents here: {', '.join(sorted(AGENTS))}"),
     "an unknown pattern": (step("pattern: debat"), 6, "unknown pattern 'debat', did you mean 'debate'?"),
     "neither agent nor pattern": (OK + "  - {id: b}", 6, "needs one of agent, workflow, pattern, approval and wait"),
     "both agent and pattern": (writer("pattern: debate"), 6, "needs one of agent, workflow, pattern, approval and wait"),

@@ -16,6 +16,7 @@ FUNCTIONS = Path(__file__).parents[2] / "functions"
 BRIEF = "# The ferry\n\nThe ferry was late on Monday.\n\nThe crew had 3 people instead of 5.\n"
 SIDES = [{"name": "for", "position": "The answer is yes."}, {"name": "against", "position": "The answer is no."}]
 QUESTION = "Should this text stand as it is?"
+NOTES = "[14:06] ann: The deploy broke the pool because it had no limit.\n[14:20] ann: We must add an alert."
 ARGUMENT = {"side": "for", "round": 1, "argument": "It can stand.", "points": ["It names 3 people."], "score": 0.5}
 VALUES: dict[str, dict[str, Any]] = {
     "planner": {"brief": BRIEF},
@@ -52,6 +53,11 @@ VALUES: dict[str, dict[str, Any]] = {
         "plan": {"steps": [], "result": None},
         "errors": ["the plan has no steps"],
     },
+    "chronicler": {"notes": NOTES, "service": "ferry", "severity": ""},
+    "investigator": {"notes": NOTES, "moments": [{"time": "14:06", "what": "It left.", "quote": "It left"}], "angle": "recovery"},
+    "scribe": {"record": {"title": "The ferry", "moments": []}, "critique": {}, "comment": "Say who."},
+    "reviewer": {"path": "a.py", "patch": "@@ f\n     1 + print(1)", "about": {"title": "A"}, "guidelines": ""},
+    "editor": {"about": {}, "changed": [{"path": "a.py", "added": 1, "removed": 0, "reviewed": True}], "findings": []},
 }
 
 

@@ -31,7 +31,8 @@ def test_every_spec_can_be_deployed(spec: FunctionSpec) -> None:
     assert spec.ack_deadline_seconds <= 600
     assert spec.min_backoff_seconds <= spec.max_backoff_seconds
     assert "COMM_HMAC_DEFAULT_SECRET" in spec.secrets
-    assert spec.is_agent == (FUNCTIONS / spec.name / "prompt.md").exists()
+    # An agent asks a model, or is code alone.
+    assert spec.is_agent == any((FUNCTIONS / spec.name / file).exists() for file in ("prompt.md", "agent.py"))
 
 
 def test_defaults_stand_in_for_what_is_not_said(tmp_path: Path) -> None:

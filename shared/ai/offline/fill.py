@@ -4,7 +4,8 @@ Texts: `title`, `summary`, `text` or `report` (Markdown), `argument`, `concedes_
 Lists: `questions`, `sections`, `findings` (or any list of objects: one per relevant statement), `gaps`, `points`, `reasons`,
 `changes`, `keywords`, `steps` where agents are to be planned with, and the `result` of such a plan. Numbers: `score`, `confidence`,
 a side of a debate by its name. Choices: `winner`. A text for which the request itself has a value takes it. Any other name gets the
-statements that weigh most, or the share of what was looked for that the text holds.
+statements that weigh most, or the share of what was looked for that the text holds. Of an incident's notes and of a patch more is
+known (`Material.facts`), and taken first.
 """
 
 import math
@@ -17,6 +18,7 @@ from shared.ai.offline.document import Unit
 from shared.ai.offline.language import capitalised, closed, shortened, terms
 from shared.ai.offline.material import ASKING, PLAIN_QUESTIONS, Material
 from shared.ai.offline.report import compose
+from shared.ai.schema import problems
 
 _DEFAULT_ITEMS = 5
 _MOST_ITEMS = 1000
@@ -38,6 +40,11 @@ def fill(schema: Mapping[str, Any], material: Material) -> Any:
 
 
 def _value(schema: Mapping[str, Any], material: Material, place: _Place) -> Any:
+    if place.name in material.facts:
+        taken = _taken(schema, material.facts[place.name])
+        # Somebody else's schema may mean another thing by that name.
+        if next(problems(taken, schema), None) is None:
+            return taken
     if "enum" in schema:
         return _choice(schema["enum"], material, place)
     kind = _kind(schema)
@@ -53,6 +60,18 @@ def _value(schema: Mapping[str, Any], material: Material, place: _Place) -> Any:
     if kind == "boolean":
         return _measure(material, place) >= 0.5
     return None if kind == "null" else _string(schema, material, place)
+
+
+def _taken(schema: Mapping[str, Any], fact: Any) -> Any:
+    """`fact` within the bounds of `schema`."""
+    if isinstance(fact, str):
+        return _fitted(fact, schema)
+    if isinstance(fact, list):
+        return [_taken(schema.get("items", {}), one) for one in fact[: int(min(schema.get("maxItems", _MOST_ITEMS), _MOST_ITEMS))]]
+    if isinstance(fact, Mapping):
+        fields = schema.get("properties", {})
+        return {name: _taken(fields.get(name, {}), one) for name, one in fact.items()}
+    return fact
 
 
 def _kind(schema: Mapping[str, Any]) -> str:

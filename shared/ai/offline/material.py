@@ -6,6 +6,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from shared.ai.offline import change, incident
 from shared.ai.offline.debate import Argument, Verdict, argue, judge
 from shared.ai.offline.document import LIMIT_CHARACTERS, Document, Unit, read
 from shared.ai.offline.language import capitalised, shortened, terms, words
@@ -60,6 +61,17 @@ class Material:
         if self.focus:
             return self.document.relevant(self.focus, limit=MOST_FINDINGS)
         return [(unit, unit.weight) for unit in self.document.summary(MOST_FINDINGS)]
+
+    @cached_property
+    def facts(self) -> Mapping[str, Any]:
+        """What is known by name of an incident's notes, a postmortem's record, a patch and a change; of other texts, nothing."""
+        if isinstance(self.values.get("notes"), str):
+            return incident.told(self.values)
+        if isinstance(self.values.get("record"), Mapping):
+            return incident.written(self.values, self.notice)
+        if isinstance(self.values.get("patch"), str):
+            return change.remarks(self.values)
+        return change.judged(self.values, self.notice) if isinstance(self.values.get("changed"), list) else {}
 
     @cached_property
     def title(self) -> str:

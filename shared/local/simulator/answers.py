@@ -43,10 +43,23 @@ _NAMED: Final = {
     "agents": "agents",
     "previous": "plan",
     "errors": "errors",
+    "notes": "notes",
+    "service": "service",
+    "severity": "severity",
+    "moments": "moments",
+    "record": "record",
+    "critique": "critique",
+    "comment": "comment",
+    "path": "path",
+    "patch": "patch",
+    "author": "about",
+    "guidelines": "guidelines",
+    "changed": "changed",
 }
 """A word that says what a part is → what the team calls it."""
 _ROUND: Final = re.compile(r"^This is round (\d{1,3})\.", re.MULTILINE)
 _MOST_STEPS: Final = re.compile(r"^Plan as few steps as reach the goal, (\d{1,6}) at most\.", re.MULTILINE)
+_ANGLE: Final = re.compile(r"^You look at: ([a-z]+)\.$", re.MULTILINE)
 
 
 def read(prompt: str) -> Material:
@@ -64,6 +77,9 @@ def read(prompt: str) -> Material:
     most = _MOST_STEPS.search(prompt)
     if most is not None:
         values["max_steps"] = int(most[1])
+    angle = _ANGLE.search(prompt)
+    if angle is not None:
+        values["angle"] = angle[1]
     return Material(values, prompt, notice=NOTICE)
 
 

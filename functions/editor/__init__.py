@@ -1,0 +1,1 @@
+"""Editor: merges the reviews of a change's files into one, ranked, with a summary and a verdict."""
