@@ -9,6 +9,10 @@ declare
     known workflows;
     created boolean;
 begin
+    if event ? 'schedule' and not _take_tick(event -> 'schedule', wf) then
+        effect.reply := jsonb_build_object('type', 'passed', 'cause', cause, 'workflow', wf, 'name', event ->> 'name');
+        return effect;
+    end if;
     insert into workflows (
         id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
         max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
@@ -43,7 +47,8 @@ begin
     return effect;
 end;
 $$;
-comment on function _on_requested is 'workflow.requested: create the workflow, QUEUED, unless its id or request key is known.';
+comment on function _on_requested is
+    'workflow.requested: create the workflow, QUEUED, unless its id or request key is known, or it is for a tick that starts none.';
 
 create function _ignored(event jsonb, cause integer) returns _effect
 language plpgsql as $$

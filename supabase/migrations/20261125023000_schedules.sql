@@ -1,0 +1,147 @@
+-- Schedules: a tick starts one workflow at most, whoever finds it due and however often.
+
+create table schedules (
+    name text collate "C" primary key,
+    cron text not null,
+    last_tick timestamptz not null,
+    workflow_id text collate "C"
+);
+
+comment on table schedules is 'One row per definition that has a schedule, from when it was first seen with it.';
+comment on column schedules.last_tick is 'Every tick up to this moment was decided on: it started a workflow, or was passed over. None of them starts one any more.';
+comment on column schedules.workflow_id is 'The workflow that was started last; perhaps no longer there.';
+
+create function _take_tick(schedule jsonb, workflow text) returns boolean
+language plpgsql as $$
+declare
+    tick timestamptz := (schedule ->> 'tick')::timestamptz;
+begin
+    update schedules as s set last_tick = tick, workflow_id = _take_tick.workflow
+    where s.name = schedule ->> 'name' and s.cron = schedule ->> 'cron' and s.last_tick < tick;
+    return found or exists (select from workflows as w where w.id = _take_tick.workflow);
+end;
+$$;
+comment on function _take_tick is
+    'Whether a tick may start its workflow, or has: not when it was passed over, or belongs to an expression that is no longer in force.';
+
+create function read_schedules(moment timestamptz default now()) returns json
+language sql stable
+begin atomic
+    select json_build_object('moment', moment, 'schedules', coalesce((
+        select json_agg(json_build_object(
+            'name', s.name, 'cron', s.cron, 'last_tick', s.last_tick, 'workflow', s.workflow_id
+        ) order by s.name)
+        from schedules as s
+    ), '[]'));
+end;
+comment on function read_schedules is 'How far each schedule has come, and the time here, which is the one that they go by.';
+
+create function note_schedules(notes jsonb) returns integer
+language plpgsql as $$
+declare
+    note record;
+    changed integer := 0;
+begin
+    for note in
+        select n.value ->> 'name' as name, n.value ->> 'cron' as cron, (n.value ->> 'tick')::timestamptz as tick
+        from jsonb_array_elements(notes) as n
+        -- In one order, so that two calls cannot wait for each other.
+        order by 1
+    loop
+        if note.cron is null then
+            delete from schedules as s where s.name = note.name;
+        else
+            insert into schedules as s (name, cron, last_tick) values (note.name, note.cron, note.tick)
+            on conflict (name) do update set cron = excluded.cron, last_tick = greatest(s.last_tick, excluded.last_tick)
+            where s.cron <> excluded.cron or s.last_tick < excluded.last_tick;
+        end if;
+        changed := changed + found::integer;
+    end loop;
+    return changed;
+end;
+$$;
+comment on function note_schedules is
+    'Note ticks that are passed over, the moment from which an expression counts, and (without one) that a definition has no schedule any more.';
+
+alter table schedules enable row level security;
+revoke all on schedules from public;
+
+do $$
+declare
+    role name;
+    function regprocedure;
+begin
+    for function in
+        select p.oid from pg_proc as p
+        where p.pronamespace = 'public'::regnamespace and p.proname in ('_take_tick', 'read_schedules', 'note_schedules')
+    loop
+        execute format('revoke execute on function %s from public', function);
+        foreach role in array array['anon', 'authenticated'] loop
+            if exists (select from pg_roles where rolname = role) then
+                execute format('revoke execute on function %s from %I', function, role);
+            end if;
+        end loop;
+        if exists (select from pg_roles where rolname = 'service_role') then
+            execute format('grant execute on function %s to service_role', function);
+        end if;
+    end loop;
+
+    foreach role in array array['anon', 'authenticated'] loop
+        if exists (select from pg_roles where rolname = role) then
+            execute format('revoke all on schedules from %I', role);
+        end if;
+    end loop;
+    if exists (select from pg_roles where rolname = 'service_role') then
+        grant select, insert, update, delete on schedules to service_role;
+    end if;
+end;
+$$;
+
+create or replace function _on_requested(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    wf text := event ->> 'workflow';
+    effect _effect;
+    known workflows;
+    created boolean;
+begin
+    if event ? 'schedule' and not _take_tick(event -> 'schedule', wf) then
+        effect.reply := jsonb_build_object('type', 'passed', 'cause', cause, 'workflow', wf, 'name', event ->> 'name');
+        return effect;
+    end if;
+    insert into workflows (
+        id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
+        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
+    )
+    values (
+        wf, event ->> 'request_key', event ->> 'request_hash', event ->> 'name', (event ->> 'version')::integer, 'QUEUED',
+        (event ->> 'priority')::integer, event -> 'input', event -> 'output',
+        array(select jsonb_array_elements_text(event -> 'output_needs')), (event ->> 'output_uses_input')::boolean,
+        (event ->> 'max_steps')::integer, (event ->> 'max_tokens')::bigint, (event ->> 'max_cost_microdollars')::bigint,
+        (event ->> 'deadline_seconds')::double precision, event ->> 'callback_url', event ->> 'traceparent',
+        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment
+    )
+    on conflict do nothing;
+    created := found;
+    if created then
+        perform _add_steps(wf, null, event -> 'steps');
+        perform _write(array[row(wf, null, 'workflow.requested', null, null, 0, null, null)::_note], moment);
+    end if;
+
+    select w.* into known from workflows as w
+    where w.id = wf or w.request_key = event ->> 'request_key'
+    order by w.id = wf desc limit 1 for update;
+    if known.request_hash is distinct from event ->> 'request_hash' then
+        effect.reply := jsonb_build_object('type', 'conflict', 'cause', cause, 'workflow', known.id);
+        return effect;
+    end if;
+    effect.reply := jsonb_build_object('type', 'accepted', 'cause', cause, 'workflow', known.id, 'name', known.name, 'created', created);
+    effect.touched := array[row(known.id, null, cause)::_step_ref];
+    if not created then
+        effect.started := _again(known.id, _roots(known.id), cause, true) || _admitted(known.id, cause);
+    end if;
+    return effect;
+end;
+$$;
+comment on function _on_requested is
+    'workflow.requested: create the workflow, QUEUED, unless its id or request key is known, or it is for a tick that starts none.';
