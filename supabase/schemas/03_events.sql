@@ -110,7 +110,7 @@ declare
     effect _effect;
 begin
     update steps as t
-    set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
+    set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment, prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(
@@ -145,7 +145,7 @@ begin
     set status = case when soon then 'RUNNING' else 'WAITING' end,
         attempt = case when type = 'step.deferred' then t.attempt else t.attempt + 1 end,
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
-        due_at = due, error = event -> 'error',
+        due_at = due, error = event -> 'error', prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(
@@ -257,7 +257,7 @@ begin
     );
     update steps as t
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
-        attempt = tried, children = ids,
+        attempt = tried, children = ids, prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(
