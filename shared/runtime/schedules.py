@@ -17,7 +17,7 @@ from shared.runtime.wiring import Runtime
 from shared.state import Event
 from shared.telemetry import TraceContext
 from shared.workflows import Schedule
-from shared.workflows.schedules import due, just_before
+from shared.workflows.schedules import due, just_before, next_tick
 
 _log = logging.getLogger(__name__)
 
@@ -67,6 +67,26 @@ async def start_due_of(live: Runtime, dispatcher: Dispatcher, name: str) -> None
     if row is None or row["cron"] == schedule.cron:
         _look(live, name, schedule, since, now, events, notes)
     await _carry_out(live, dispatcher, events, notes)
+
+
+async def overview(live: Runtime) -> list[dict[str, Any]]:
+    """Every schedule by name: `{workflow, cron, catch_up, decided_until, next_tick, last_run}`. Errors as `Caller.call`."""
+    state = await live.store.schedules()
+    known = {row["name"]: row for row in state["schedules"]}
+    return [_shown(name, schedule, known.get(name), state["moment"]) for name, schedule in _scheduled(live).items()]
+
+
+def _shown(name: str, schedule: Schedule, row: dict[str, Any] | None, now: str) -> dict[str, Any]:
+    current = row is not None and row["cron"] == schedule.cron
+    following = next_tick(schedule.cron, datetime.fromisoformat(now))
+    return {
+        "workflow": name,
+        "cron": schedule.cron,
+        "catch_up": schedule.catch_up,
+        "decided_until": row["last_tick"] if row is not None and current else None,
+        "next_tick": None if following is None else following.isoformat(),
+        "last_run": None if row is None else row["workflow"],
+    }
 
 
 def _scheduled(live: Runtime) -> dict[str, Schedule]:

@@ -1,7 +1,7 @@
 """Schedules over real PostgreSQL, on a clock that tests move: what their policy says, and never two runs for one tick."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -13,16 +13,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from functions.gateway.api import create_app
+from functions.gateway.schedules import ScheduleList
 from shared.bus import Delivery, Outcome
-from shared.config import Settings
 from shared.errors import BusUnavailable
+from shared.local import open_platform
 from shared.runtime import Runtime, load
 from shared.runtime.schedules import start_due, start_due_of
 from shared.state.postgres import connected
 from shared.workflows import Definition, parse_definition
 from shared.workflows.schedules import next_tick
-from tests.support.doubles import SabotagedBus, Saboteur
-from tests.support.live import AGENTS, Live, live
+from tests.support.doubles import SabotagedBus, Saboteur, ScriptedModel
+from tests.support.live import AGENTS, Live, live, until
 
 from .door import TABLES
 
@@ -291,6 +293,71 @@ class TestMessages:
         assert await runs(team) == []
 
 
+async def test_the_api_shows_when_each_is_due_next_and_what_was_started_last(team: Live) -> None:
+    deploy(team, scheduled("0 6 * * *", "last"), scheduled("30 * * * *", name="hourly"))
+    await sweep(team)
+    await team.clock.advance(6 * HOUR)
+    await sweep(team)
+    (last_run,) = await fetch(team, "select id from workflows where name = 'daily'")
+    deploy(team, scheduled("0 6 * * *", "last"), scheduled("0 0 29 2 *", name="leap"))
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(create_app(team.runtime)), base_url="http://gateway") as client:
+        answer = await client.get("/v1/schedules")
+    assert answer.status_code == 200
+    assert ScheduleList.model_validate_json(answer.content)
+    assert answer.json()["items"] == [
+        {
+            **{"workflow": "daily", "cron": "0 6 * * *", "catch_up": "last", "decided_until": "2026-01-01T06:00:00+00:00"},
+            **{"next_tick": "2026-01-02T06:00:00+00:00", "last_run": last_run},
+        },
+        {
+            **{"workflow": "leap", "cron": "0 0 29 2 *", "catch_up": "skip", "decided_until": None},
+            **{"next_tick": "2028-02-29T00:00:00+00:00", "last_run": None},
+        },
+    ]
+
+
+class TestPlatform:
+    """The platform in one process sweeps each second by itself."""
+
+    @staticmethod
+    def runtime(team: Live) -> Runtime:
+        runtime = Runtime(team.runtime.settings, clock=team.clock, store=team.store, model=ScriptedModel({"text": "done"}))
+        runtime.__dict__["definitions"] = team.runtime.definitions
+        return runtime
+
+    @staticmethod
+    async def until_it_holds(team: Live, holds: Callable[[], Awaitable[bool]]) -> None:
+        """Second by second, because a sweep that is at work sleeps only afterwards."""
+        async with asyncio.timeout(10):
+            while not await holds():
+                await team.clock.advance(1)
+
+    async def test_served_it_starts_what_is_due(self, database: str, tmp_path: Path) -> None:
+        async with live(database, tmp_path, DATABASE_URL=database) as team:
+            deploy(team, scheduled("0 6 * * *"))
+
+            async def registered() -> bool:
+                return bool((await team.store.schedules())["schedules"])
+
+            async def ran() -> bool:
+                return await runs(team) == of("06:00")
+
+            async with open_platform(team.runtime.settings, runtime=self.runtime(team)):
+                await self.until_it_holds(team, registered)
+                await team.clock.advance((MIDNIGHT + timedelta(hours=6) - team.clock.now()).total_seconds())
+                await self.until_it_holds(team, ran)
+
+    async def test_for_one_run_alone_it_starts_nothing(self, database: str, tmp_path: Path) -> None:
+        async with live(database, tmp_path, DATABASE_URL=database) as team:
+            deploy(team, scheduled("* * * * *"))
+            await sweep(team)
+            async with open_platform(team.runtime.settings, runtime=self.runtime(team), schedules=False):
+                for _ in range(5):
+                    await until(lambda: team.clock.sleepers > 0)
+                    await team.clock.advance(60)
+            assert await runs(team) == []
+
+
 async def test_a_late_one_cannot_start_what_another_passed_over(database: str, tmp_path: Path) -> None:
     async with live(database, tmp_path / "a") as slow, live(database, tmp_path / "b") as quick:
         for each in (slow, quick):
@@ -380,13 +447,3 @@ def test_under_any_interleaving_no_tick_runs_twice_and_all_loses_none(
     assert set(found) <= set(ticks)
     if catch_up == "all":
         assert found == ticks
-
-
-class TestPlatform:
-    """The whole platform in one process, whose own sweeper looks each second."""
-
-    @staticmethod
-    def runtime(tmp_path: Path, clock: Any) -> tuple[Settings, Runtime]:
-        given = Settings.model_validate({"agent_team_home": tmp_path / "home"})
-        runtime = Runtime(given, clock=clock)
-        return given, runtime
