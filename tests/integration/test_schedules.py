@@ -371,6 +371,17 @@ async def test_a_late_one_cannot_start_what_another_passed_over(database: str, t
         assert await runs(slow) == []
 
 
+async def test_a_late_one_cannot_take_back_what_another_passed_over(team: Live) -> None:
+    deploy(team, scheduled("0 * * * *", "skip"))
+    await sweep(team)
+    await team.clock.advance(1.5 * HOUR)
+    seen = await team.store.schedules()
+    await team.clock.advance(2 * HOUR)
+    await sweep(team)
+    await stale(team, seen)
+    assert [one["last_tick"] for one in (await team.store.schedules())["schedules"]] == ["2026-01-01T03:00:00+00:00"]
+
+
 async def stale(team: Live, seen: dict[str, Any]) -> None:
     """A sweep that looked before others did, and acts after them."""
 
