@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.messages import Budget, Usage, WorkflowRequested
+from shared.messages import Budget, PromptUsed, Usage, WorkflowRequested
 from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
 from shared.workflows.definitions import LARGEST_BUDGET
 
@@ -247,6 +247,10 @@ class Step(Part):
     usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
+    )
+    prompts: list[PromptUsed] = Field(
+        description="What its last attempt asked models with, each prompt once; empty where it asked none.",
+        examples=[[{"name": "researcher", "version": 2, "sha256": "5f70bf18a086"}]],
     )
     reused: bool = Field(
         description="Taken over from the workflow that this one is a fork of, where its usage is counted.", examples=[False]

@@ -20,7 +20,7 @@ def _event(envelope: Envelope, agents: Collection[str]) -> dict[str, Any]:
                 return spawned(completed, agents=agents)
             except InputError as error:
                 # What the attempt used is used, whatever became of it.
-                about = completed.model_dump(mode="json", include={"workflow", "step", "attempt", "usage", "models"})
+                about = completed.model_dump(mode="json", include={"workflow", "step", "attempt", "usage", "models", "prompts"})
                 failure = {"type": error.code, "message": str(error)[:2000]}
                 return {"type": "step.failed", **about, "permanent": True, "error": failure}
         case StepFailed() as failed:

@@ -1,4 +1,4 @@
-"""Every minute, by the scheduler: due timers, expired leases, deadlines, queued workflows → advance → publish; then retention."""
+"""Every minute, by the scheduler: due timers, expired leases, deadlines, queue, schedules → advance → publish; then retention."""
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -11,6 +11,7 @@ from shared.errors import Transient
 from shared.runtime import Runtime, on_http
 from shared.runtime.queue import note_queued
 from shared.runtime.retention import purge_old
+from shared.runtime.schedules import start_due
 from shared.runtime.tracing import Traced
 
 _PURGES = 20
@@ -23,6 +24,7 @@ def _app(live: Runtime) -> ASGIApp:
     async def tick(_request: Request) -> Response:
         try:
             await dispatcher.apply([{"type": "tick"}])
+            await start_due(live, dispatcher)
             await purge_old(live, max_batches=_PURGES)
         except Transient:
             return Response(status_code=503)

@@ -49,6 +49,8 @@ class Prompt:
     """Content hash of the file: two prompts with the same fingerprint are the same prompt."""
     input_schema: Mapping[str, Any] | None = None
     """What the values must look like; None takes anything that fills every place."""
+    name: str = ""
+    """Whose it is: the agent, and the file's name unless that is prompt.md."""
     tools: tuple[str, ...] = ()
     """The built-in tools that the model may call."""
 
@@ -95,6 +97,7 @@ def load_prompt(path: Path) -> Prompt:
         schema=fields.get("output"),
         text=text,
         fingerprint=hashlib.sha256(content).hexdigest(),
+        name=path.resolve().parent.name if path.stem == "prompt" else f"{path.resolve().parent.name}/{path.stem}",
         input_schema=fields.get("input"),
         tools=tuple(fields.get("tools") or ()),
     )

@@ -20,6 +20,7 @@ from shared.cli import (
     purge,
     rerun,
     run,
+    schedules,
     serve,
     show,
     signal,
@@ -43,6 +44,7 @@ app.command()(serve.serve)
 app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=watch.EPILOG)(watch.watch)
 app.command(name="list", epilog=list.EPILOG)(list.list_)
+app.command(epilog=schedules.EPILOG)(schedules.schedules)
 app.command()(show.show)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command()(worker.worker)

@@ -56,6 +56,7 @@ def _tell(difference: dict[str, Any]) -> None:
     for name in ("input", "error"):
         _tell_changes(name, difference[name])
     for step in difference["steps"]:
+        _tell_prompts(step["id"], step["prompts"])
         _tell_changes(step["id"], step["output"])
     _tell_changes("output", difference["output"])
     typer.echo(f"{counted(difference['same_steps'], 'step')} the same")
@@ -67,6 +68,16 @@ def _row(name: str, statuses: list[str | None], usages: list[dict[str, int] | No
     calls = ("-" if usage is None else f"{usage['model_calls']:,}" for usage in usages)
     costs = ("-" if usage is None else dollars(usage["cost_microdollars"]) for usage in usages)
     return (name, *("-" if status is None else status for status in statuses), *calls, *costs)
+
+
+def _tell_prompts(name: str, prompts: list[list[dict[str, Any]] | None]) -> None:
+    from shared.cli.output import described_prompt, one_line
+
+    ours, theirs = prompts
+    if ours is not None and theirs is not None and ours != theirs:
+        typer.echo(one_line(f"{name}: asked with another prompt"))
+        for mark, one in zip("-+", prompts, strict=True):
+            typer.echo(f"  {mark} {one_line(', '.join(described_prompt(prompt) for prompt in one or ()) or 'none')}")
 
 
 def _tell_changes(name: str, found: dict[str, Any]) -> None:

@@ -47,6 +47,11 @@ def printable(text: str) -> str:
     return _CONTROL.sub("", text)
 
 
+def described_prompt(prompt: Mapping[str, Any]) -> str:
+    """A prompt by its name, its declared version, and the beginning of its content's hash."""
+    return f"{prompt['name']} v{prompt['version']} ({prompt['sha256']})"
+
+
 def one_line(text: str, *, longest: int = 300) -> str:
     """`text` on one line, cut off after `longest` characters."""
     flat = " ".join(printable(text).split())

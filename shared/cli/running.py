@@ -36,7 +36,7 @@ class LocalRun:
             raise
 
     async def _execute(self) -> int:
-        async with open_platform(self._live.settings, runtime=self._live) as platform:
+        async with open_platform(self._live.settings, runtime=self._live, schedules=False) as platform:
             left_over = platform.unfinished
             self._unfinished = list(left_over)
             if left_over:

@@ -95,7 +95,7 @@ async def _skipped(document: dict[str, Any], page: Callable[[int], Awaitable[lis
 
 
 def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool) -> None:
-    from shared.cli.output import one_line, printable, write_json, write_table
+    from shared.cli.output import described_prompt, one_line, printable, write_json, write_table
     from shared.cli.progress import what_it_waits_for
 
     if as_json:
@@ -108,6 +108,10 @@ def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool
         typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
     typer.echo("")
     write_table(_STEP_HEADS, [_step(step) for step in document["steps"]], numbers=_STEP_HEADS[3:])
+    prompts = dict.fromkeys(described_prompt(one) for step in document["steps"] for one in step["prompts"])
+    if prompts:
+        typer.echo("")
+        typer.echo(printable(f"prompts: {', '.join(prompts)}"))
     for step in document["steps"]:
         if step["waiting"] is not None:
             typer.echo("")

@@ -41,7 +41,7 @@ def list_() -> None:
             if definition.input:
                 typer.echo(f"    input: {_fields(definition)}")
             if definition.schedule is not None:
-                typer.echo(f"    schedule: {definition.schedule} (UTC)")
+                typer.echo(f"    schedule: {definition.schedule.cron} (UTC), catch_up: {definition.schedule.catch_up}")
 
 
 @app.command()

@@ -21,6 +21,7 @@ from shared.runtime.dispatcher import Dispatcher
 from shared.runtime.joining import join, tune_collector
 from shared.runtime.requests import request_event
 from shared.runtime.retention import purge_old
+from shared.runtime.schedules import start_due
 from shared.telemetry import TraceContext, describe_error
 
 _log = logging.getLogger(__name__)
@@ -73,10 +74,11 @@ class Platform:
 
 
 @asynccontextmanager
-async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -> AsyncIterator[Platform]:
+async def open_platform(settings: Settings, *, runtime: Runtime | None = None, schedules: bool = True) -> AsyncIterator[Platform]:
     """Start everything, yield, and end it in order: handlers in progress finish, the database stops last.
 
-    `runtime` replaces the one that the settings describe, for tests. Raises ConfigurationError for whatever is not as it must be.
+    `runtime` replaces the one that the settings describe, for tests. Without `schedules` no workflow starts by itself.
+    Raises ConfigurationError for whatever is not as it must be.
     """
     if settings.agent_bus_provider != "memory":
         raise ConfigurationError(
@@ -86,14 +88,14 @@ async def open_platform(settings: Settings, *, runtime: Runtime | None = None) -
     try:
         # The guards live and die with the bus: a claim that outlived it would call work done whose reply was lost with it.
         live = Runtime(settings.model_copy(update={"guards_backend": "memory"})) if runtime is None else runtime
-        async with _running(live) as platform:
+        async with _running(live, schedules=schedules) as platform:
             yield platform
     finally:
         home.release()
 
 
 @asynccontextmanager
-async def _running(live: Runtime) -> AsyncIterator[Platform]:
+async def _running(live: Runtime, *, schedules: bool) -> AsyncIterator[Platform]:
     try:
         await prepare_database(live)
         await join(live, live.functions)
@@ -102,7 +104,7 @@ async def _running(live: Runtime) -> AsyncIterator[Platform]:
         await _restore_budgets(live, [*left_over, *await live.store.recent(status="WAITING", limit=1000)])
         await live.dispatcher("local").apply([{"type": "tick", "recover": True, "limit": 1_000_000}])
         tune_collector()
-        sweeping = asyncio.create_task(_sweep(live))
+        sweeping = asyncio.create_task(_sweep(live, schedules=schedules))
         try:
             yield Platform(live, [one["id"] for one in left_over])
         finally:
@@ -149,13 +151,15 @@ async def is_guarded(live: Runtime) -> bool:
     return live.settings.api_audience is not None or await live.store.keys.exist()
 
 
-async def _sweep(live: Runtime) -> None:
+async def _sweep(live: Runtime, *, schedules: bool) -> None:
     """What the sweeper function does every minute in the cloud."""
     dispatcher = live.dispatcher("sweeper")
     while True:
         await live.clock.sleep(_SWEEP_SECONDS)
         try:
             await dispatcher.apply([{"type": "tick"}])
+            if schedules:
+                await start_due(live, dispatcher)
             await purge_old(live, max_batches=1)
         except Exception as error:
             # The next sweep finds all of it again.

@@ -52,6 +52,20 @@ UsageByModel = Annotated[dict[Annotated[str, StringConstraints(max_length=100)],
 """The same usage by the name of the model that was asked."""
 
 
+class PromptUsed(Payload):
+    """A prompt that an attempt asked a model with: as its file says, and what tells whether the text is the same."""
+
+    name: str = Field(max_length=200, description="Whose: the agent, and the file unless that is prompt.md.", examples=["writer"])
+    version: int = Field(ge=1, lt=2**31, description="As its front matter declares it.", examples=[3])
+    sha256: str = Field(
+        pattern=r"^[0-9a-f]{12}$", description="The first 12 digits of its content's hash.", examples=["5f70bf18a086"]
+    )
+
+
+PromptsUsed = Annotated[tuple[PromptUsed, ...], Field(max_length=20)]
+"""Each prompt of one attempt once, in the order of their first use."""
+
+
 class ErrorInfo(Payload):
     """Why something failed: the error's class name and one line without payload or secret."""
 
@@ -143,6 +157,7 @@ class StepCompleted(Payload):
     output: Any = None
     usage: Usage = Usage()
     models: UsageByModel = Field(default_factory=dict)
+    prompts: PromptsUsed = ()
     spawn: tuple[SpawnedStep, ...] = ()
     join: str | None = None
 
@@ -158,6 +173,7 @@ class StepFailed(Payload):
     retry_after_seconds: float | None = Field(default=None, ge=0, le=366 * 86_400)
     usage: Usage = Usage()
     models: UsageByModel = Field(default_factory=dict)
+    prompts: PromptsUsed = ()
 
 
 class StepDeferred(Payload):
@@ -170,6 +186,7 @@ class StepDeferred(Payload):
     not_before: AwareDatetime
     usage: Usage = Usage()
     models: UsageByModel = Field(default_factory=dict)
+    prompts: PromptsUsed = ()
 
 
 class WorkflowCancelled(Payload):

@@ -9,13 +9,15 @@ from pydantic import ValidationError
 from shared.ai.budget import WorkflowAccount
 from shared.clock import Clock
 from shared.errors import AgentTeamError, OutputInvalid, Permanent, RateLimited, Transient
-from shared.messages import ErrorInfo, Payload, StepCompleted, StepDeferred, StepDispatched, StepFailed
+from shared.messages import ErrorInfo, Payload, PromptUsed, StepCompleted, StepDeferred, StepDispatched, StepFailed
 from shared.runtime.contract import Result
 
 _LONGEST_WAIT_SECONDS: Final = 7 * 86_400.0
 
 
-def completed(order: StepDispatched, result: Result, account: WorkflowAccount) -> StepCompleted:
+def completed(
+    order: StepDispatched, result: Result, account: WorkflowAccount, prompts: tuple[PromptUsed, ...] = ()
+) -> StepCompleted:
     """The answer of an attempt that gave `result`. Raises OutputInvalid when that is none, or cannot be sent."""
     if not isinstance(result, Result):
         raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
@@ -28,6 +30,7 @@ def completed(order: StepDispatched, result: Result, account: WorkflowAccount) -
             output=result.output,
             usage=account.usage,
             models=account.models,
+            prompts=prompts,
             spawn=result.spawn,
             join=result.join,
         )
@@ -39,7 +42,9 @@ def completed(order: StepDispatched, result: Result, account: WorkflowAccount) -
         raise OutputInvalid(f"agent {order.agent} returned a Result whose {place} is wrong ({first['type']})") from None
 
 
-def unfinished(order: StepDispatched, error: Exception, account: WorkflowAccount, clock: Clock) -> tuple[str, Payload]:
+def unfinished(
+    order: StepDispatched, error: Exception, account: WorkflowAccount, clock: Clock, prompts: tuple[PromptUsed, ...] = ()
+) -> tuple[str, Payload]:
     """The answer of an attempt that gave no result, after the word for how it ended: deferred or failed."""
     about: dict[str, Any] = {
         "workflow": order.workflow,
@@ -47,6 +52,7 @@ def unfinished(order: StepDispatched, error: Exception, account: WorkflowAccount
         "attempt": order.attempt,
         "usage": account.usage,
         "models": account.models,
+        "prompts": prompts,
     }
     retry_after = _bounded(error.retry_after_seconds) if isinstance(error, Transient) else None
     if isinstance(error, RateLimited) and retry_after is not None:

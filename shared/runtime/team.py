@@ -1,6 +1,7 @@
 """Runs an agent: a dispatched step in, its result on `workflow-events` out."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from shared.clock import Clock
 from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, Transient
 from shared.guards import RateLimiter
 from shared.ids import dispatch_id, reply_id
-from shared.messages import Envelope, Payload, StepDispatched, Usage
+from shared.messages import Envelope, Payload, PromptUsed, StepDispatched, Usage
 from shared.runtime.answers import completed, unfinished
 from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
@@ -26,6 +27,8 @@ from shared.runtime.sender import WORKFLOW_EVENTS, Sender
 from shared.telemetry import current_trace, describe_error, metrics
 
 _log = logging.getLogger(__name__)
+_MOST_PROMPTS = 20
+"""Of one attempt that are told of."""
 _NO_TOOLS: Mapping[str, Tool] = MappingProxyType({})
 
 
@@ -77,6 +80,7 @@ class LiveTeam:
         self._tools = tools
         self._call_keys = CallKeys(f"{task.workflow}/{task.step}")
         self._log: logging.LoggerAdapter[logging.Logger] | None = None
+        self._prompts: dict[str, PromptUsed] = {}
 
     @property
     def log(self) -> logging.LoggerAdapter[logging.Logger]:
@@ -110,6 +114,7 @@ class LiveTeam:
             raise ConfigurationError("this agent has no prompt.md beside its main.py; add one, or pass a prompt to team.generate")
         given = self._task.input if values is None else values
         rendered = used.render(given)
+        self._remember(used)
         await self._before_call()
         watched = await self._progress.watched(self._task.workflow)
         reply = await self._model_with(used, tools).generate(
@@ -127,6 +132,17 @@ class LiveTeam:
             )
         )
         return reply.output
+
+    @property
+    def prompts(self) -> tuple[PromptUsed, ...]:
+        """Those that a model was, or was to be, asked with."""
+        return tuple(self._prompts.values())
+
+    def _remember(self, prompt: Prompt) -> None:
+        # One that was made in code has no file whose hash there would be.
+        sha256 = prompt.fingerprint or hashlib.sha256(prompt.text.encode()).hexdigest()
+        if sha256 not in self._prompts and len(self._prompts) < _MOST_PROMPTS:
+            self._prompts[sha256] = PromptUsed(name=prompt.name[:200], version=prompt.version, sha256=sha256[:12])
 
     def _model_with(self, prompt: Prompt, own: Sequence[Callable[..., Any]]) -> Model:
         """The model, with the tools that `prompt` names, as far as they are offered here, and the agent's own."""
@@ -223,10 +239,10 @@ class AgentWork:
         )
         reply: Payload
         try:
-            reply = completed(order, await self._in_time(order, task, team, seconds), account)
+            reply = completed(order, await self._in_time(order, task, team, seconds), account, team.prompts)
             message = self._sealed(order, reply, "completed", envelope)
         except Exception as error:
-            outcome, reply = unfinished(order, error, account, self._clock)
+            outcome, reply = unfinished(order, error, account, self._clock, team.prompts)
             self._note(order, started, error, outcome)
             return self._sealed(order, reply, outcome, envelope)
         finally:

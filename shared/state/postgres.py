@@ -22,7 +22,7 @@ from shared.state.sqlstates import error_for
 _CONNECT_SECONDS = 10.0
 _CALL_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
-_JSON_ARGUMENTS = {"events": "jsonb", "letter": "jsonb", "filter": "jsonb", "passages": "jsonb", "fork": "jsonb"}
+_JSON_ARGUMENTS = {"events": "jsonb", "letter": "jsonb", "filter": "jsonb", "passages": "jsonb", "fork": "jsonb", "notes": "jsonb"}
 _CACHE_SIZE = "statement_cache_size"
 _POOLER = "pgbouncer"
 _POOLER_PORT = ":6543"

@@ -109,6 +109,18 @@ class WorkflowStore:
         counts: dict[str, int] = await self._caller.call("purgeable", arguments)
         return counts
 
+    async def schedules(self) -> dict[str, Any]:
+        """`{moment, schedules: [{name, cron, last_tick, workflow}]}`: how far each has come, and the time that they go by.
+
+        Every tick up to `last_tick` was decided on; `workflow` is the one started last.
+        """
+        state: dict[str, Any] = await self._caller.call("read_schedules", self._moment())
+        return state
+
+    async def note_schedules(self, notes: Sequence[dict[str, Any]]) -> None:
+        """Note `{name, cron, tick}`: every tick up to that moment is decided on. Without `cron` the schedule is forgotten."""
+        await self._caller.call("note_schedules", {"notes": list(notes)})
+
     async def put_document(self, document: Document) -> str:
         """Keep a document in place of what was under its name: `added`, `replaced`, or `unchanged` when it is the same."""
         arguments = {"name": document.name, "sha256": document.sha256, "passages": document.passages, **self._moment()}

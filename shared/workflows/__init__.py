@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from shared.workflows.comparing import compare
 from shared.workflows.decisions import decide, render_output, spawned
-from shared.workflows.definitions import Definition, InputField, Step
+from shared.workflows.definitions import Definition, InputField, Schedule, Step
 from shared.workflows.forking import changed_input, reusable
 from shared.workflows.patterns import PATTERNS
 from shared.workflows.requests import TASK_BUDGET, TASK_STEP, fork_hash, requested, requested_task, signal_event
@@ -28,6 +28,7 @@ __all__ = [
     "TASK_STEP",
     "Definition",
     "InputField",
+    "Schedule",
     "Step",
     "changed_input",
     "compare",

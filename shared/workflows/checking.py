@@ -15,15 +15,15 @@ from pydantic import BaseModel, ValidationError
 from shared.errors import InputError
 from shared.messages import Budget
 from shared.templates import Path, paths
-from shared.workflows.definitions import Approval, Definition, InputField, SpawnLimits, Step, Wait, budget_problems
+from shared.workflows.definitions import Approval, Definition, InputField, Schedule, SpawnLimits, Step, Wait, budget_problems
 from shared.workflows.patterns import PATTERNS
+from shared.workflows.schedules import objection
 from shared.workflows.source import Source
 from shared.workflows.suggestions import quoted, suggestion
 from shared.workflows.waiting import seconds_objection, until_objection
 
 _Part = TypeVar("_Part", bound=BaseModel)
 
-_CRON = re.compile(r"[0-9A-Za-z*/,-]+(?: +[0-9A-Za-z*/,-]+){4}")
 _SHAPES = {"model_type": "a mapping", "dict_type": "a mapping", "tuple_type": "a list", "string_type": "text; put it in quotes"}
 _SUBJECT = re.compile("^(Input|String|Tuple|Dictionary)")
 
@@ -53,6 +53,7 @@ def checked(source: Source, *, agents: Collection[str]) -> Definition:
     if definition is None:
         source.refuse()
     _check_input_fields(source, definition)
+    _check_schedule(source, definition)
     _check_budget(source, definition)
     source.check()
     return definition
@@ -97,7 +98,7 @@ def _reason(path: Path, kind: str, message: str, context: Mapping[str, Any]) -> 
 
 
 def _known_keys(path: Path) -> list[str]:
-    models: dict[str | int, type[BaseModel]] = {"steps": Step, "input": InputField, "budget": Budget}
+    models: dict[str | int, type[BaseModel]] = {"steps": Step, "input": InputField, "budget": Budget, "schedule": Schedule}
     within: dict[str | int, type[BaseModel]] = {"approval": Approval, "wait": Wait, "spawn": SpawnLimits}
     model = within.get(path[-2], models[path[0]]) if len(path) > 1 else Definition
     return [field.alias or name for name, field in model.model_fields.items()]
@@ -294,10 +295,29 @@ def _check_input_fields(source: Source, definition: Definition) -> None:
             source.problem((*at, "default"), f"field {name!r} is required and has a default; remove one of the two")
         elif field.default is not None and not field.takes(field.default):
             source.problem((*at, "default"), f"the default of field {name!r} should be of type {field.type}")
-        if field.required and definition.schedule is not None:
-            source.problem(at, f"a scheduled workflow starts without input; give field {name!r} a default instead of required")
-    if definition.schedule is not None and _CRON.fullmatch(definition.schedule) is None:
-        source.problem(("schedule",), 'schedule should be a cron expression of five fields, such as "0 6 * * 1", or null')
+
+
+def _check_schedule(source: Source, definition: Definition) -> None:
+    schedule = definition.schedule
+    if schedule is None:
+        return
+    at: Path = ("schedule",)
+    mapping = isinstance(source.value["schedule"], dict)
+    reason = objection(schedule.cron)
+    if reason is not None:
+        source.problem((*at, "cron") if mapping else at, f"schedule {reason}")
+    for name, value in schedule.input.items():
+        field = definition.input.get(name)
+        if field is None:
+            source.problem((*at, "input", name), f"{quoted(name)} is unknown, {suggestion(name, definition.input, what='fields')}")
+        elif value is not None and not field.takes(value):
+            source.problem((*at, "input", name), f"{name!r} should be of type {field.type}")
+    for name, field in definition.input.items():
+        if field.required and schedule.input.get(name) is None:
+            reason = "a scheduled workflow starts without input"
+            source.problem(
+                ("input", name), f"{reason}; give field {name!r} a default instead of required, or a value in schedule.input"
+            )
 
 
 def _check_budget(source: Source, definition: Definition) -> None:

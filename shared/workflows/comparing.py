@@ -17,10 +17,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, An
 
         {"workflows": [{id, workflow, version, status, forked_from, forked_at, usage}, …],
          "input": {"changes": [{"path": "brief", "values": [old, new]}], "more": 0},
-         "output": {…}, "error": {…}, "steps": [{"id", "agents", "statuses", "usages", "reused", "output": {…}}], "same_steps": 3}
+         "output": {…}, "error": {…}, "steps": [{"id", "agents", "statuses", "usages", "reused", "prompts", "output": {…}}],
+         "same_steps": 3}
 
-    A pair is of `first` and `second`, null where only one has it. `steps` are those that differ in agent, status or output.
-    Values are shortened; they are compared whole.
+    A pair is of `first` and `second`, null where only one has it. `steps` are those that differ in agent, status, prompts or
+    output. Values are shortened; they are compared whole.
     """
     ours, theirs = ({step["id"]: step for step in one["steps"]} for one in (first, second))
     ids = [*ours, *(id for id in theirs if id not in ours)]
@@ -40,20 +41,22 @@ def _step(id: str, ours: Mapping[str, Any] | None, theirs: Mapping[str, Any] | N
     def both(name: str) -> list[Any]:
         return [None if one is None else one[name] for one in (ours, theirs)]
 
-    agents, statuses, usages, reused, outputs = (both(name) for name in ("agent", "status", "usage", "reused", "output"))
+    names = ("agent", "status", "usage", "reused", "prompts", "output")
+    agents, statuses, usages, reused, prompts, outputs = (both(name) for name in names)
     return {
         "id": id,
         "agents": agents,
         "statuses": statuses,
         "usages": usages,
         "reused": reused,
+        "prompts": prompts,
         "output": _changes(*outputs),
     }
 
 
 def _differs(step: Mapping[str, Any]) -> bool:
-    (agent, other_agent), (status, other_status) = step["agents"], step["statuses"]
-    return agent != other_agent or status != other_status or bool(step["output"]["changes"])
+    changed = any(ours != theirs for ours, theirs in (step["agents"], step["statuses"], step["prompts"]))
+    return changed or bool(step["output"]["changes"])
 
 
 def _changes(old: Any, new: Any) -> dict[str, Any]:

@@ -95,6 +95,8 @@ def spawned(payload: StepCompleted, *, agents: Collection[str]) -> dict[str, Any
     }
     if payload.models:
         event["models"] = {model: _usage(usage) for model, usage in payload.models.items()}
+    if payload.prompts:
+        event["prompts"] = [{"name": one.name, "version": one.version, "sha256": one.sha256} for one in payload.prompts]
     if payload.spawn or payload.join is not None:
         _check_spawn(payload, agents)
         event["children"] = [_spawned_child(payload.step, child) for child in payload.spawn]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
 
 from shared.errors import InputError
 from shared.messages import Budget
@@ -143,17 +143,30 @@ class Step(_Part):
         return self.id if self.wait is None or self.wait.signal is None else self.wait.signal
 
 
+class Schedule(_Part):
+    """When a workflow starts by itself: a cron expression (UTC), what becomes of missed ticks, and the input of each run."""
+
+    cron: str
+    catch_up: Literal["skip", "last", "all"] = "skip"
+    input: dict[FieldName, Any] = Field(default_factory=dict)
+
+
 class Definition(_Part):
     """A checked definition; made by `load_definition`, which is what holds its steps to be a DAG."""
 
     name: Name
     version: int = Field(ge=1, lt=2**31)
     description: str = ""
-    schedule: str | None = None
+    schedule: Schedule | None = None
     input: dict[FieldName, InputField] = Field(default_factory=dict)
     budget: Budget = Budget()
     steps: tuple[Step, ...] = Field(min_length=1, max_length=MAX_STEPS)
     output: Any = None
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _from_its_expression(cls, value: Any) -> Any:
+        return Schedule(cron=value) if isinstance(value, str) else value
 
     @cached_property
     def output_template(self) -> Any:

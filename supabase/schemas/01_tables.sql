@@ -103,6 +103,7 @@ create table steps (
     signal text collate "C",
     wait jsonb,
     woken jsonb,
+    prompts jsonb,
     primary key (workflow_id, id)
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
@@ -113,6 +114,7 @@ comment on column steps.spec is 'Opaque here: templates, conditions and literal 
 comment on column steps.needs_open is 'PENDING: needs that have not ended. WAITING with children: children that have not ended.';
 comment on column steps.join_from is 'What the output becomes when the children ended: null keeps it, * lists theirs, an id takes that one''s.';
 comment on column steps.late is 'Attempts whose results came too late to count, each noted in the history once.';
+comment on column steps.prompts is 'The prompts of the last attempt that told: name, version and content hash of each.';
 comment on column steps.due_at is
     'RUNNING: the end of the lease. WAITING without children: when it starts again, or waits no longer. CANCELLED: the lease of the attempt that was cut off.';
 comment on column steps.signal is 'The signal that ends the wait of a step for people, time or a signal, which takes its own id as well; null for every other step.';

@@ -9,6 +9,10 @@ declare
     known workflows;
     created boolean;
 begin
+    if event ? 'schedule' and not _take_tick(event -> 'schedule', wf) then
+        effect.reply := jsonb_build_object('type', 'passed', 'cause', cause, 'workflow', wf, 'name', event ->> 'name');
+        return effect;
+    end if;
     insert into workflows (
         id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
         max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
@@ -43,7 +47,8 @@ begin
     return effect;
 end;
 $$;
-comment on function _on_requested is 'workflow.requested: create the workflow, QUEUED, unless its id or request key is known.';
+comment on function _on_requested is
+    'workflow.requested: create the workflow, QUEUED, unless its id or request key is known, or it is for a tick that starts none.';
 
 create function _ignored(event jsonb, cause integer) returns _effect
 language plpgsql as $$
@@ -106,7 +111,7 @@ declare
     nested text;
 begin
     update steps as t
-    set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment,
+    set status = 'FAILED', error = event -> 'error', due_at = null, finished_at = moment, prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(
@@ -148,7 +153,7 @@ begin
     set status = case when soon then 'RUNNING' else 'WAITING' end,
         attempt = case when type = 'step.deferred' then t.attempt else t.attempt + 1 end,
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
-        due_at = due, error = event -> 'error',
+        due_at = due, error = event -> 'error', prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(
@@ -317,7 +322,7 @@ begin
     );
     update steps as t
     set status = 'WAITING', due_at = null, needs_open = size, join_from = event ->> 'join', output = event -> 'output', error = null,
-        attempt = tried, children = ids,
+        attempt = tried, children = ids, prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(

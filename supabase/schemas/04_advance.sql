@@ -319,7 +319,7 @@ begin
     with result as materialized (
         select distinct on (e.value ->> 'workflow', e.value ->> 'step')
             e.value ->> 'workflow' as workflow_id, e.value ->> 'step' as step_id, (e.value ->> 'attempt')::integer as attempt,
-            e.value -> 'output' as output, e.value -> 'usage' as usage, e.value -> 'models' as models,
+            e.value -> 'output' as output, e.value -> 'usage' as usage, e.value -> 'models' as models, e.value -> 'prompts' as prompts,
             e.ordinality::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         where e.value ->> 'type' = 'step.completed' and not e.value ? 'children'
@@ -328,6 +328,7 @@ begin
     done as (
         update steps as s
         set status = 'SUCCESS', output = r.output, attempt = r.attempt, error = null, due_at = null, finished_at = moment,
+            prompts = r.prompts,
             (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
                 select p.*
                 from _spent(

@@ -37,7 +37,7 @@ begin atomic
                 -- A step that waited began when it began to wait, not when it was woken.
                 'started_at', coalesce((s.wait ->> 'since')::timestamptz, s.started_at), 'finished_at', s.finished_at,
                 'usage', _usage(s.model_calls, s.input_tokens, s.output_tokens, s.cost_microdollars),
-                'models', coalesce(s.models, '{}'), 'reused', s.reused
+                'models', coalesce(s.models, '{}'), 'prompts', coalesce(s.prompts, '[]'), 'reused', s.reused
             ) order by s.parent nulls first, s.position), '[]')
             from steps as s where s.workflow_id = w.id
         )

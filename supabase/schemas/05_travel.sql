@@ -37,7 +37,7 @@ declare
     );
     anew jsonb := unused || jsonb_build_object(
         'status', 'PENDING', 'attempt', 0, 'children', null, 'join_from', null, 'output', null, 'error', null,
-        'wait', null, 'woken', null, 'started_at', null, 'finished_at', null, 'reused', false
+        'prompts', null, 'wait', null, 'woken', null, 'started_at', null, 'finished_at', null, 'reused', false
     );
 begin
     insert into steps

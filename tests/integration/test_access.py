@@ -40,6 +40,8 @@ READS = [
     "select rerun_workflow('wf_1')",
     "select purge(1)",
     "select purgeable(1)",
+    "select read_schedules()",
+    "select note_schedules('[]')",
 ]
 
 

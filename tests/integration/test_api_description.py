@@ -7,7 +7,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from functions.gateway import dead_letter_models, documents, models, signals
+from functions.gateway import dead_letter_models, documents, models, schedules, signals
 from functions.gateway.api import create_app
 from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
@@ -16,7 +16,7 @@ from tests.integration.test_gateway import client_of, settings
 from tests.support.library import AGENTS, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
-PLACES = (models, dead_letter_models, documents, signals)
+PLACES = (models, dead_letter_models, documents, schedules, signals)
 
 
 @pytest.fixture
@@ -53,6 +53,7 @@ def test_every_status_that_can_come_is_described_and_errors_are_problems(documen
         "GET /v1/documents/search": "200 401 403 422 429 500 503",
         "PUT /v1/documents/{name}": "200 400 401 403 404 413 415 422 429 500 503",
         "DELETE /v1/documents/{name}": "204 401 403 404 422 429 500 503",
+        "GET /v1/schedules": "200 401 403 429 500 503",
         "GET /health": "200 500 503",
         "GET /health/ready": "200 500 503",
         "GET /metrics": "200 401 403 429 500 503",

@@ -157,6 +157,7 @@ def test_what_each_scope_may_do_is_what_the_documentation_says(live: Runtime) ->
         "GET /v1/documents/search": "read",
         "PUT /v1/documents/{name:document}": "admin",
         "DELETE /v1/documents/{name:document}": "admin",
+        "GET /v1/schedules": "read",
         "GET /metrics": "read",
     }
 

@@ -79,6 +79,24 @@ def refused(result: Result, *parts: str) -> None:
     assert "\x1b" not in result.output
 
 
+def test_schedules_are_a_table_of_what_starts_by_itself(run: Run) -> None:
+    one = {"workflow": "report", "cron": "0 6 * * 1", "catch_up": "skip", "decided_until": None, "last_run": None}
+    shown = {
+        "items": [
+            {**one, "next_tick": "2026-01-05T06:00:00+00:00"},
+            {**one, "workflow": "digest", "next_tick": None, "last_run": WORKFLOW},
+        ]
+    }
+    with scripted([answer(200, json.dumps(shown).encode())] * 2) as server:
+        lines = run("schedules", "--url", server.url).stdout.splitlines()
+        assert json.loads(run("schedules", "--url", server.url, "--json").stdout) == shown
+    assert [line.split("  ")[0] for line in lines] == ["workflow", "report", "digest"]
+    assert "2026-01-05 06:00Z" in lines[1]
+    assert lines[2].endswith(WORKFLOW)
+    with scripted([answer(200, b'{"items":[]}')]) as server:
+        assert "there are none" in run("schedules", "--url", server.url).stderr
+
+
 # --- answers that are no gateway's ---
 
 

@@ -15,6 +15,7 @@ from shared.errors import BusUnavailable, ConfigurationError, StoreUnavailable
 from shared.guards import New
 from shared.messages import (
     ErrorInfo,
+    PromptUsed,
     SpawnedStep,
     StepCompleted,
     StepDeferred,
@@ -108,6 +109,35 @@ class TestOrchestrator:
         shown = await team.runtime.store.get(WORKFLOW)
         assert shown["models"] == {"pro": (used + used + used).model_dump(), "flash": used.model_dump()}
         assert shown["usage"] == (used + used + used).model_dump()
+
+    async def test_the_prompts_of_the_last_attempt_are_kept_whatever_became_of_it(self, team: Live) -> None:
+        await begun(team, "- {id: draft, agent: writer, input: {}, max_retries: 1}")
+
+        async def kept() -> Any:
+            (step,) = (await team.runtime.store.get(WORKFLOW))["steps"]
+            return [prompt["version"] for prompt in step["prompts"]]
+
+        used = [PromptUsed(name="writer", version=version, sha256="5f70bf18a086") for version in (1, 2, 3)]
+        assert await kept() == []
+        error = ErrorInfo(type="ModelUnavailable", message="no answer")
+        await report(team, StepFailed(**ABOUT, error=error, retry_after_seconds=60, prompts=(used[0],)), id="1")
+        assert await kept() == [1]
+        await team.clock.advance(60)
+        await team.runtime.dispatcher("sweeper").apply([{"type": "tick"}])
+        await report(team, StepCompleted(**ABOUT | {"attempt": 2}, prompts=(used[1], used[2])), id="2")
+        assert await kept() == [2, 3]
+        await report(team, StepCompleted(**ABOUT, prompts=(used[0],)), id="3")
+        assert await kept() == [2, 3]
+
+    async def test_the_prompts_of_a_step_that_failed_or_spawned_are_kept(self, team: Live) -> None:
+        await begun(team, "- {id: draft, agent: writer, input: {}}\n- {id: check, agent: critic, input: {}}")
+        used = (PromptUsed(name="writer", version=1, sha256="5f70bf18a086"),)
+        spawn = (SpawnedStep(id="a", agent="critic"),)
+        await report(team, StepCompleted(**ABOUT, spawn=spawn, prompts=used), id="1")
+        error = ErrorInfo(type="InputError", message="no brief")
+        await report(team, StepFailed(**ABOUT | {"step": "check"}, error=error, permanent=True, prompts=used), id="2")
+        steps = (await team.runtime.store.get(WORKFLOW))["steps"]
+        assert {step["id"]: len(step["prompts"]) for step in steps} == {"draft": 1, "draft/a": 0, "check": 1}
 
     async def test_a_cancellation_ends_the_workflow(self, team: Live) -> None:
         await begun(team)

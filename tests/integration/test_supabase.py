@@ -58,6 +58,8 @@ CALLS: dict[str, dict[str, Any]] = {
     "use_api_key": {"id": "i"},
     "has_api_keys": {},
     "revoke_api_key": {"name": "n"},
+    "read_schedules": {},
+    "note_schedules": {"notes": [{"name": "n", "cron": "* * * * *", "tick": "2026-11-24T12:00:00Z"}]},
 }
 
 

@@ -12,7 +12,14 @@ from shared.runtime.progress import Progress
 from shared.runtime.team import AgentWork, ModelSettings, answer_prompt
 from tests.support.doubles import WORKFLOW, PaidModel, ScriptedModel, Stage
 
-PROMPT = Prompt(3, "fast", 0.7, {"type": "object"}, "Brief: {{ input.brief }}", "print of the file")
+PROMPT = Prompt(
+    3,
+    "fast",
+    0.7,
+    {"type": "object"},
+    "Brief: {{ input.brief }}",
+    "5f70bf18a086007016e948b04aed3b82103a36bea41755b6cddfaf10ace3c6ef",
+)
 Answer = TypeVar("Answer", bound=Payload)
 
 

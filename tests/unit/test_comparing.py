@@ -9,7 +9,16 @@ NOTHING = dict.fromkeys(USAGE, 0)
 
 
 def step(id: str, output: Any = None, **more: Any) -> dict[str, Any]:
-    return {"id": id, "agent": "writer", "status": "SUCCESS", "output": output, "usage": USAGE, "reused": False, **more}
+    return {
+        "id": id,
+        "agent": "writer",
+        "status": "SUCCESS",
+        "output": output,
+        "usage": USAGE,
+        "reused": False,
+        "prompts": [],
+        **more,
+    }
 
 
 def run(*steps: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -42,6 +51,12 @@ def test_every_place_of_an_output_that_differs_is_named() -> None:
         ],
         "more": 0,
     }
+
+
+def test_a_step_with_the_same_output_of_another_prompt_differs() -> None:
+    old, new = ({"name": "writer", "version": version, "sha256": sha256} for version, sha256 in ((3, "a" * 12), (3, "b" * 12)))
+    found = compare(run(step("a", 1, prompts=[old]), step("b")), run(step("a", 1, prompts=[new]), step("b")))
+    assert [(one["id"], one["prompts"]) for one in found["steps"]] == [("a", [[old], [new]])]
 
 
 def test_a_null_is_not_the_same_as_nothing_and_true_not_as_one() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import shared.workflows
 from shared.errors import DefinitionError, InputError
 from shared.messages import Budget
-from shared.workflows import Definition, load_definition, load_definitions, parse_definition, requested
+from shared.workflows import Definition, Schedule, load_definition, load_definitions, parse_definition, requested
 from shared.workflows.definitions import MAX_STEPS
 from tests.support.library import AGENTS, ROOT
 
@@ -84,11 +84,19 @@ def test_a_declared_output_may_look_up_any_step_and_the_input() -> None:
     assert definition.output_uses_input
 
 
+STEPS = "steps: [{id: a, agent: writer}]"
+
+
 def test_a_schedule_is_kept_as_it_is_written() -> None:
-    assert (
-        parse('name: small\nversion: 1\nschedule: "*/5 6-18 * JAN,FEB 1"\nsteps: [{id: a, agent: writer}]').schedule
-        == "*/5 6-18 * JAN,FEB 1"
-    )
+    expression = "*/5 6-18 * JAN,FEB 1"
+    definition = parse(f'name: small\nversion: 1\nschedule: "{expression}"\n{STEPS}')
+    assert definition.schedule == Schedule(cron=expression, catch_up="skip", input={})
+
+
+def test_a_schedule_may_say_what_becomes_of_missed_ticks_and_what_its_runs_are_given() -> None:
+    head = 'name: small\nversion: 1\nschedule: {cron: "0 6 * * 1", catch_up: last, input: {brief: Ferries}}\n'
+    definition = parse(head + "input: {brief: {type: string, required: true}}\n" + STEPS)
+    assert definition.schedule == Schedule(cron="0 6 * * 1", catch_up="last", input={"brief": "Ferries"})
 
 
 def test_conditions_and_maps_may_be_literal() -> None:
@@ -134,6 +142,7 @@ def test_steps_that_wait_say_for_what_and_which_signal_wakes_them() -> None:
 STEP = "steps:\n  - {id: a, agent: writer}\n"
 """Line 4 is `steps:`, line 5 step a, and what is added begins on line 6."""
 
+SCHEDULED = "name: a\nversion: 1\nschedule: {}\n"
 OK = HEAD + STEP
 
 
@@ -248,6 +257,23 @@ MISTAKES = {
     "a default of the wrong type": (field("x: {type: integer, default: true}"), 4, "should be of type integer"),
     "a default for a required field": (field("x: {type: integer, required: true, default: 1}"), 4, "required and has a default"),
     "a schedule that is none": ("name: a\nversion: 1\nschedule: daily\n" + STEP, 3, "cron expression of five fields"),
+    "a schedule with a field too many": (SCHEDULED.format('"0 0 6 * * 1"') + STEP, 3, "cron expression of five fields"),
+    "a schedule with an hour too late": (SCHEDULED.format('"0 24 * * *"') + STEP, 3, "no cron expression (Bad hour)"),
+    "a schedule that never comes": (SCHEDULED.format('"0 0 30 2 *"') + STEP, 3, "schedule"),
+    "a schedule that never comes, last Monday": (SCHEDULED.format('"0 0 31 4,6 *"') + STEP, 3, "schedule"),
+    "a schedule without its expression": (SCHEDULED.format("{catch_up: all}") + STEP, 3, "'cron' is missing"),
+    "a schedule with an unknown policy": (
+        SCHEDULED.format('\n  cron: "0 6 * * *"\n  catch_up: some') + STEP,
+        5,
+        "'skip', 'last' or 'all'",
+    ),
+    "a schedule with an unknown key": (
+        SCHEDULED.format('\n  cron: "0 6 * * *"\n  catchup: all') + STEP,
+        5,
+        "did you mean 'catch_up'?",
+    ),
+    "a schedule in a mapping that never comes": (SCHEDULED.format('\n  catch_up: all\n  cron: "0 0 30 2 *"') + STEP, 5, "schedule"),
+    "a schedule with unknown input": (SCHEDULED.format('{cron: "0 6 * * *", input: {brif: x}}') + STEP, 3, "'brif' is unknown"),
     "a schedule with required input": (HEAD + 'schedule: "0 6 * * 1"\n' + STEP, 3, "a scheduled workflow starts without input"),
     "a budget that is text": (OK + "budget: {max_tokens: '5'}", 6, "'max_tokens' should be a valid integer"),
     "a negative budget": (OK + "budget: {max_cost_usd: -1}", 6, "should be greater than or equal to 0"),

@@ -52,6 +52,13 @@ def test_a_prompt_file_is_read_whole(tmp_path: Path) -> None:
     assert prompt.fingerprint == hashlib.sha256(GOOD.encode()).hexdigest()
 
 
+def test_a_prompt_bears_the_name_of_its_agent_and_of_a_file_that_is_not_its_first(tmp_path: Path) -> None:
+    (tmp_path / "writer").mkdir()
+    for name in ("prompt.md", "review.md"):
+        (tmp_path / "writer" / name).write_text(GOOD, encoding="utf-8")
+    assert [load_prompt(tmp_path / "writer" / name).name for name in ("prompt.md", "review.md")] == ["writer", "writer/review"]
+
+
 def test_any_change_of_the_file_changes_the_fingerprint(tmp_path: Path) -> None:
     before = load_prompt(write(tmp_path, GOOD)).fingerprint
     assert load_prompt(write(tmp_path, GOOD + " ")).fingerprint != before

@@ -1,6 +1,7 @@
 """The work of an agent: what its result, its errors and its limits become on the bus and in the log."""
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,7 +44,7 @@ async def test_an_agent_without_code_renders_its_prompt_and_returns_the_answer()
     assert request.material == {"brief": "a very private brief"}
     assert (request.schema, request.tier, request.temperature, request.max_tokens) == ({"type": "object"}, "fast", 0.7, 4096)
     assert request.timeout_seconds == 300
-    assert (request.prompt_version, request.on_text) == ("print of the file", None)
+    assert (request.prompt_version, request.on_text) == (PROMPT.fingerprint, None)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +331,7 @@ async def test_a_model_may_call_the_tools_that_the_prompt_names_and_the_agents_o
             return reply if request.turns else replace(reply, calls=calls)
 
     model = Curious({"text": "late"})
-    prompt = replace(PROMPT, tools=("search_documents",), fingerprint="abc")
+    prompt = replace(PROMPT, tools=("search_documents",), fingerprint="abc" * 21 + "d")
     desk = Desk(run, model=model, prompt=prompt, tools=builtin(search=found))
     reply = await desk.reply(StepCompleted)
     assert reply.output == {"text": "late"}
@@ -340,7 +341,7 @@ async def test_a_model_may_call_the_tools_that_the_prompt_names_and_the_agents_o
     assert given[0].deadline == desk.stage.clock.now() + timedelta(seconds=60)
     first, second = model.requests
     assert [tool.name for tool in first.tools] == ["search_documents", "look_out"]
-    assert first.prompt_version == second.prompt_version == "abc"
+    assert first.prompt_version == second.prompt_version == prompt.fingerprint
     assert second.turns[0].results == (
         {"untrusted": [{"document": "log", "position": 1, "text": "The ferry was late."}]},
         {"untrusted": "fog"},
@@ -451,3 +452,31 @@ async def test_a_tool_at_work_is_stopped_with_its_workflow() -> None:
     assert stopped.is_set()
     assert (reply.error.type, reply.permanent, reply.usage.input_tokens) == ("Cancelled", True, 3)
     assert len(model.requests) == 1
+
+
+async def test_each_prompt_that_was_asked_with_is_told_of_once_whatever_becomes_of_the_attempt() -> None:
+    own = Prompt(1, "default", None, None, "Say {{ input.word }}")
+
+    async def run(task: Task, team: Team) -> Result:
+        for _ in range(2):
+            await team.generate()
+            await team.generate(own, values={"word": "yes"}, schema={})
+        if task.attempt == 2:
+            raise InputError("no more")
+        return Result(None)
+
+    expected = [("writer", 3, PROMPT.fingerprint[:12]), ("", 1, hashlib.sha256(own.text.encode()).hexdigest()[:12])]
+    desk = Desk(run, prompt=replace(PROMPT, name="writer"))
+    reply = await desk.reply(StepCompleted)
+    assert [(one.name, one.version, one.sha256) for one in reply.prompts] == expected
+    failed = await desk.reply(StepFailed, attempt=2)
+    assert [(one.name, one.version, one.sha256) for one in failed.prompts] == expected
+
+
+async def test_more_prompts_than_can_be_told_of_do_not_fail_the_attempt() -> None:
+    async def run(_task: Task, team: Team) -> Result:
+        for number in range(30):
+            await team.generate(Prompt(1, "default", None, None, f"Say {number}"), values={}, schema={})
+        return Result(None)
+
+    assert len((await Desk(run).reply(StepCompleted)).prompts) == 20
