@@ -59,6 +59,11 @@ def references(value: Any) -> tuple[Reference, ...]:
     return tuple(dict.fromkeys(_found(value)))
 
 
+def holds_references(encoded: bytes) -> bool:
+    """Whether there are references in this JSON."""
+    return _MARK in encoded and bool(tuple(_found(orjson.loads(encoded))))
+
+
 def opened(value: Any) -> Any:
     """`value`, which is going to be looked into everywhere. Raises Unopened when something in it is stored apart."""
     missing = references(value)
@@ -77,6 +82,12 @@ def replaced(value: Any, values: Mapping[Reference, Any]) -> Any:
     if isinstance(value, list | tuple):
         return [replaced(one, values) for one in value]
     return value
+
+
+def linked(value: Any, href: str) -> Any:
+    """`value` with its references leading to `href`, where it is whole."""
+    links = {one: {KEY: {"sha256": one.sha256, "bytes": one.size_bytes, "href": href}} for one in references(value)}
+    return replaced(value, links) if links else value
 
 
 def refuse_reserved(encoded: bytes, what: str) -> None:

@@ -33,12 +33,14 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
 
     if url is not None or settings.agent_team_url is not None:
         async with open_gateway(settings, url) as gateway:
-            document = await gateway.ask("GET", f"/v1/workflows/{id}")
+            path = f"/v1/workflows/{id}"
+            document = await (gateway.workflow(id, steps=True) if as_json else gateway.ask("GET", path))
             with gateway.understood():
                 _tell(document, as_json=as_json)
     else:
         async with open_here(settings) as live:
-            _tell(await live.store.get(id), as_json=as_json)
+            document = await live.store.get(id)
+            _tell(await live.outputs.whole(document) if as_json else document, as_json=as_json)
 
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:

@@ -4,7 +4,7 @@ An object is made where there is none (`if_generation_match=0`) and never writte
 One that is there gets a new custom time, at most once a day: the bucket's lifecycle deletes by `daysSinceCustomTime`, and must not
 count from the first of many who put the same. What this needs of the bucket: storage.objects.create, .get and .update.
 
-The client is the library's own, which blocks: its calls run in threads, with timeouts and without its retries; those are made above.
+The client is the library's own and blocks: its calls run in threads, with timeouts and without its retries, which are made above.
 """
 
 import asyncio

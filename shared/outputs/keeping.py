@@ -1,8 +1,8 @@
 """What is kept apart and what stands where it is used: the rules, whatever the store.
 
 A value of more than 64 KB of JSON is put under its hash and replaced by a reference. What is read is checked against the hash: it
-is what was put, or it is refused. A store that does not answer is asked again a few times, because the answer of a model may hang on
-it. What was read or written last stays at hand, up to 64 MB of it.
+is what was put, or it is refused. A store that does not answer is asked again a few times: the answer of a model may hang on it.
+What was read or written last stays at hand, up to 64 MB of it.
 """
 
 import asyncio
@@ -11,6 +11,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import timedelta
+from math import inf
 from typing import Any, Final, TypeVar
 
 import orjson
@@ -18,7 +19,7 @@ import orjson
 from shared.clock import Clock
 from shared.errors import ConfigurationError, InputError, NotFound, OutputDamaged, Transient
 from shared.outputs.base import INLINE_BYTES, LARGEST_BYTES, OutputStore
-from shared.references import Reference, references, replaced
+from shared.references import Reference, holds_references, reference, references, replaced
 
 _log = logging.getLogger(__name__)
 _PAUSES_SECONDS: Final = (0.2, 0.4, 0.8)
@@ -26,6 +27,7 @@ _CACHE_BYTES: Final = LARGEST_BYTES
 _LARGE_TO_HASH: Final = 1024 * 1024
 """From here on hashing takes longer than the way to another thread."""
 _BATCH: Final = 500
+_LOOK_SECONDS: Final = 3600.0
 _DEPTH: Final = 2
 """How deep large parts of a value are looked for before the whole is put: an item of a list, and what is in it."""
 
@@ -42,6 +44,7 @@ class Outputs:
         self._clock = clock
         self._cache: OrderedDict[str, bytes] = OrderedDict()
         self._cached_bytes = 0
+        self._looked_at = -inf
 
     @property
     def opened(self) -> bool:
@@ -68,6 +71,13 @@ class Outputs:
         while missing := references(value):
             value = replaced(value, await self.load(missing))
         return value
+
+    async def whole_json(self, value: Any) -> bytes:
+        """The JSON of `value` whole; of what is one stored value the very bytes that were stored."""
+        stored = reference(value)
+        data = await self.read(stored) if stored is not None else _json(value)
+        # What was put in parts refers to its parts.
+        return data if not holds_references(data) else _json(await self.whole(value))
 
     async def load(self, wanted: Iterable[Reference]) -> dict[Reference, Any]:
         """What is stored, by reference. Errors as `read`."""
@@ -98,6 +108,14 @@ class Outputs:
             )
         self._remember(wanted.sha256, data)
         return data
+
+    def is_due(self) -> bool:
+        """Whether it is time to look for what may go: once an hour."""
+        now = self._clock.monotonic()
+        if now - self._looked_at < _LOOK_SECONDS:
+            return False
+        self._looked_at = now
+        return True
 
     async def expire(self, older_than: timedelta, in_use: InUse) -> int:
         """Delete what was put longer ago and is not in use; how many there were."""

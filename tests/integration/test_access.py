@@ -40,6 +40,7 @@ READS = [
     "select rerun_workflow('wf_1')",
     "select purge(1)",
     "select purgeable(1)",
+    "select outputs_in_use('{}')",
 ]
 
 

@@ -61,6 +61,7 @@ DEFAULTS = {
     "DEFAULT_TOOL_TIMEOUT_MS": "60000",
     "MAX_CONCURRENT_PIPELINES": "10",
     "RETENTION_DAYS": "30",
+    "OUTPUTS_URL": "",
     "GCP_PROJECT_ID": "",
     "GCP_LOCATION": "us-central1",
     "CLOUDFLARE_ZONE_ID": "",
