@@ -59,9 +59,9 @@ def references(value: Any) -> tuple[Reference, ...]:
     return tuple(dict.fromkeys(_found(value)))
 
 
-def holds_references(encoded: bytes) -> bool:
-    """Whether there are references in this JSON."""
-    return _MARK in encoded and bool(tuple(_found(orjson.loads(encoded))))
+def may_refer(encoded: bytes) -> bool:
+    """Whether there may be references in this JSON; if not, nobody need look for them."""
+    return _MARK in encoded
 
 
 def opened(value: Any) -> Any:

@@ -19,7 +19,7 @@ import orjson
 from shared.clock import Clock
 from shared.errors import ConfigurationError, InputError, NotFound, OutputDamaged, Transient
 from shared.outputs.base import INLINE_BYTES, LARGEST_BYTES, OutputStore
-from shared.references import Reference, holds_references, reference, references, replaced
+from shared.references import Reference, may_refer, reference, references, replaced
 
 _log = logging.getLogger(__name__)
 _PAUSES_SECONDS: Final = (0.2, 0.4, 0.8)
@@ -68,16 +68,19 @@ class Outputs:
 
     async def whole(self, value: Any) -> Any:
         """`value` with everything in place that is stored apart. Errors as `read`."""
-        while missing := references(value):
-            value = replaced(value, await self.load(missing))
-        return value
+        values: dict[Reference, Any] = {}
+        for one in references(value):
+            data = await self.read(one)
+            stored = orjson.loads(data)
+            # What was put in parts refers to its parts. To look for them in what is large would copy it.
+            values[one] = await self.whole(stored) if may_refer(data) else stored
+        return replaced(value, values) if values else value
 
     async def whole_json(self, value: Any) -> bytes:
         """The JSON of `value` whole; of what is one stored value the very bytes that were stored."""
         stored = reference(value)
         data = await self.read(stored) if stored is not None else _json(value)
-        # What was put in parts refers to its parts.
-        return data if not holds_references(data) else _json(await self.whole(value))
+        return data if not may_refer(data) else _json(await self.whole(value))
 
     async def load(self, wanted: Iterable[Reference]) -> dict[Reference, Any]:
         """What is stored, by reference. Errors as `read`."""

@@ -13,7 +13,7 @@ from shared.messages import ErrorInfo, StepDispatched, Usage, WorkflowFinished
 from shared.outputs import Outputs
 from shared.runtime.apart import decided, output_of_message, rendered
 from shared.runtime.cancellation import Cancellations
-from shared.runtime.sender import Sender
+from shared.runtime.sender import Sender, too_large
 from shared.state import Command, Event, WorkflowStore
 from shared.telemetry import TraceContext, current_trace, metrics, use_trace
 
@@ -126,9 +126,9 @@ class Dispatcher:
         """The message; where it would be too large, with as much of it as need be stored apart."""
         try:
             return self._sender.dispatch(order, **about)
-        except InputError:
+        except InputError as error:
             if not self._outputs.opened:
-                raise
+                raise too_large(error) from error
             kept = {
                 "input": await self._outputs.keep_parts(order.input),
                 "upstream": await self._outputs.keep_parts(order.upstream),

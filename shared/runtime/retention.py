@@ -1,6 +1,7 @@
 """What has been kept for `RETENTION_DAYS` goes: workflows that have ended, with their steps and histories, and dead letters.
 
-Outputs that are stored apart go when nothing refers to them any more. All goes by the way, a batch and a short transaction at a time, after each tick of the sweeper. What a call leaves, the next finds.
+Outputs that are stored apart go when nothing refers to them any more. All goes by the way, a batch and a short transaction at a
+time, after each tick of the sweeper. What a call leaves, the next finds.
 """
 
 import logging

@@ -14,7 +14,7 @@ from shared.ai import CallKeys, Model, Prompt, Request, Tool, ToolLoop, declare
 from shared.ai.budget import WorkflowAccount
 from shared.bus import Message
 from shared.clock import Clock
-from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, Transient
+from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, InputError, Transient
 from shared.guards import RateLimiter
 from shared.ids import dispatch_id, reply_id
 from shared.messages import Envelope, Payload, StepDispatched, Usage
@@ -23,7 +23,7 @@ from shared.runtime.answers import completed, unfinished
 from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.progress import Progress
-from shared.runtime.sender import WORKFLOW_EVENTS, Sender
+from shared.runtime.sender import WORKFLOW_EVENTS, Sender, too_large
 from shared.telemetry import current_trace, describe_error, metrics
 
 _log = logging.getLogger(__name__)
@@ -206,7 +206,7 @@ class AgentWork:
             team = self._team(order, task, account, timeout_at=started + seconds)
             result = await self._in_time(order, task, team, seconds)
             reply = await completed(order, result, account, self._outputs)
-            message = self._sealed(order, reply, "completed", envelope)
+            message = self._message(order, reply, envelope)
         except Exception as error:
             outcome, reply = unfinished(order, error, account, self._clock)
             self._note(order, started, error, outcome)
@@ -257,6 +257,14 @@ class AgentWork:
             raise Transient(
                 f"the agent took longer than its {seconds:g} s; raise timeout_seconds of the step, or of the function"
             ) from error
+
+    def _message(self, order: StepDispatched, reply: Payload, envelope: Envelope) -> Message:
+        try:
+            return self._sealed(order, reply, "completed", envelope)
+        except InputError as error:
+            if self._outputs.opened:
+                raise
+            raise too_large(error) from error
 
     def _sealed(self, order: StepDispatched, reply: Payload, outcome: str, envelope: Envelope) -> Message:
         return self._sender.message(
