@@ -136,6 +136,8 @@ def test_what_each_scope_may_do_is_what_the_documentation_says(live: Runtime) ->
         "POST /v1/workflows": "submit",
         "GET /v1/workflows": "read",
         "GET /v1/workflows/{id}": "read",
+        "GET /v1/workflows/{id}/output": "read",
+        "GET /v1/workflows/{id}/steps/{step:path}/output": "read",
         "GET /v1/workflows/{id}/history": "read",
         "GET /v1/workflows/{id}/snapshots/{seq}": "read",
         "POST /v1/workflows/{id}/cancel": "submit",

@@ -200,6 +200,8 @@ def test_elsewhere_nothing_is_required(environment: str) -> None:
         ("DEFAULT_TOOL_TIMEOUT_MS", "0"),
         ("MAX_CONCURRENT_PIPELINES", "0"),
         ("RETENTION_DAYS", "-1"),
+        ("OUTPUTS_URL", "s3://bucket"),
+        ("OUTPUTS_URL", "gs://"),
         ("RETENTION_DAYS", "36501"),
         ("GUARDS_INSTANCES", "0"),
     ],
