@@ -107,7 +107,7 @@ def scopes(route: Route) -> list[Allowed]:
 
 
 def path_of(route: Route) -> str:
-    values = {"id": UNKNOWN, "id:int": "1", "name": "report", "name:document": "report", "seq": "1"}
+    values = {"id": UNKNOWN, "id:int": "1", "name": "report", "name:document": "report", "seq": "1", "step:path": "plan"}
     return re.sub(r"\{(.*?)\}", lambda place: values[place[1]], route.path)
 
 

@@ -408,11 +408,13 @@ def test_an_id_that_is_none_is_refused_without_asking(run: Run, verb: str, id: s
 
 def test_what_is_kept_apart_is_fetched_from_the_gateway_and_from_nobody_else(run: Run) -> None:
     kept = {"$output": {"sha256": "1" * 64, "bytes": 70_000, "href": "http://elsewhere.example/output"}}
-    step = {"id": "draft", "output": kept, "waiting": None}
+    step = {"id": "research/0", "output": kept, "waiting": None}
     shown = {**DONE, "output": kept, "steps": [step]}
     answers = [answer(200, json.dumps(shown).encode()), answer(200, b'{"text":"whole"}'), answer(200, b'"the step\'s"')]
-    with scripted(*answers) as server:
+    with scripted(answers) as server:
         result = run("show", WORKFLOW, "--json", "--url", server.url)
     assert result.exit_code == 0, result.output
     told = json.loads(result.stdout)
     assert (told["output"], told["steps"][0]["output"]) == ({"text": "whole"}, "the step's")
+    paths = [request.line.split()[1].removeprefix(f"/v1/workflows/{WORKFLOW}") for request in server.requests]
+    assert paths == ["", "/output", "/steps/research/0/output"]

@@ -6,8 +6,8 @@ import pytest
 from google.api_core import exceptions as google
 from google.auth import exceptions as auth
 
-from shared.outputs.gcs_errors import translate
 from shared.errors import AgentTeamError, ConfigurationError, InputError, RateLimited, StoreUnavailable
+from shared.outputs.gcs_errors import translate
 
 WHERE = "the bucket outputs"
 SECRET = "what the service itself says"
