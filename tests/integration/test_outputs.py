@@ -1,5 +1,6 @@
 """Large outputs between real agents over real buses and the real state: they are kept once, pass by reference, and arrive whole."""
 
+import asyncio
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from typer.testing import CliRunner
 
 from functions.gateway.api import create_app
+from shared.cli.app import app
 from shared.clock import SystemClock
 from shared.messages import SpawnedStep
 from shared.outputs import INLINE_BYTES, Outputs
 from shared.outputs.folder import FolderStore
-from shared.references import KEY, reference
+from shared.references import KEY, Reference, reference
 from shared.runtime import Runtime
 from shared.runtime.contract import Result, Task, Team
 from shared.runtime.dispatcher import Dispatcher
@@ -22,7 +25,7 @@ from shared.runtime.travel import Fork, fork
 from shared.state.postgres import connected
 from tests.support.apart import FailingStore, ended, working
 from tests.support.doubles import WORKFLOW, RememberingBus, SkippingClock
-from tests.support.live import definition, start
+from tests.support.live import completed, definition, live, start
 from tests.support.servers import redis_server
 
 LARGE = 100_000
@@ -54,9 +57,9 @@ PAIR = definition(
 )
 
 
-async def run(live: Runtime, wanted: Any = PAIR, *, size: int = LARGE, **options: Any) -> dict[str, Any]:
-    await live.dispatcher("test").apply([start(wanted, input={"size": size}, **options)])
-    return await ended(live)
+async def run(team: Runtime, wanted: Any = PAIR, *, size: int = LARGE, **options: Any) -> dict[str, Any]:
+    await team.dispatcher("test").apply([start(wanted, input={"size": size}, **options)])
+    return await ended(team)
 
 
 def outputs_of(document: dict[str, Any]) -> dict[str, Any]:
@@ -87,16 +90,16 @@ def reset_peak() -> int:
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells the peak of a process's memory")
 async def test_fifty_megabytes_pass_from_agent_to_agent(database: str, tmp_path: Path, bus: dict[str, str]) -> None:
     size = 50_000_000
-    async with working(database, tmp_path, AGENTS, None, **bus) as live:
+    async with working(database, tmp_path, AGENTS, None, **bus) as team:
         before = reset_peak()
         began = time.monotonic()
-        document = await run(live, size=size)
+        document = await run(team, size=size)
         seconds, copies = time.monotonic() - began, (peak_bytes() - before) / size
         assert document["status"] == "SUCCESS", document["error"]
         seen = outputs_of(document)["seen"]
         assert seen["whole"]
         assert seen["bytes"] > size
-        assert len((await live.outputs.whole(document["output"]))["text"]) == size
+        assert len((await team.outputs.whole(document["output"]))["text"]) == size
         assert reference(document["output"]) == reference(outputs_of(document)["draft"])
     (file,) = files(tmp_path)
     assert size < file.stat().st_size < size + 1000
@@ -105,8 +108,8 @@ async def test_fifty_megabytes_pass_from_agent_to_agent(database: str, tmp_path:
 
 
 async def test_a_small_output_stays_where_it_is_used(database: str, tmp_path: Path) -> None:
-    async with working(database, tmp_path, AGENTS) as live:
-        document = await run(live, size=INLINE_BYTES - 1000)
+    async with working(database, tmp_path, AGENTS) as team:
+        document = await run(team, size=INLINE_BYTES - 1000)
     assert len(document["output"]["text"]) == INLINE_BYTES - 1000
     assert files(tmp_path) == []
 
@@ -123,8 +126,8 @@ async def test_a_look_into_a_large_output_finds_what_is_there(database: str, tmp
         input="{size: {type: integer, required: true}}",
         output="{{ steps.title.output.bytes }}: {{ steps.draft.output.title }}",
     )
-    async with working(database, tmp_path, AGENTS) as live:
-        document = await run(live, wanted)
+    async with working(database, tmp_path, AGENTS) as team:
+        document = await run(team, wanted)
         found = outputs_of(document)
     assert (document["status"], document["output"]) == ("SUCCESS", f"{len(orjson.dumps({'title': 'a title'}))}: a title")
     assert found["title"]["bytes"] == len(orjson.dumps({"title": "a title"}))
@@ -143,14 +146,14 @@ async def test_what_fifty_steps_and_a_fork_share_is_stored_once(database: str, t
         input="{sizes: {type: array, required: true}}",
         output="{{ steps.each.output }}",
     )
-    async with working(database, tmp_path, AGENTS) as live:
-        await live.dispatcher("test").apply([start(wanted, input={"sizes": [LARGE] * 50})])
-        document = await ended(live)
+    async with working(database, tmp_path, AGENTS) as team:
+        await team.dispatcher("test").apply([start(wanted, input={"sizes": [LARGE] * 50})])
+        document = await ended(team)
         assert outputs_of(document)["all"]["bytes"] > 50 * LARGE
-        forked = await fork(live, Fork(WORKFLOW), function="test")
-        copy = await ended(live, forked["workflow"])
+        forked = await fork(team, Fork(WORKFLOW), function="test")
+        copy = await ended(team, forked["workflow"])
         assert copy["output"] == document["output"]
-        assert len(await live.outputs.whole(copy["output"])) == 50
+        assert len(await team.outputs.whole(copy["output"])) == 50
         async with connected(database) as connection:
             size = await connection.fetchval("select sum(pg_column_size(s.*)) from steps as s")
     assert len(files(tmp_path)) == 1
@@ -172,8 +175,8 @@ async def test_a_list_of_large_items_becomes_steps_that_each_get_theirs(database
         """,
         input="{size: {type: integer}}",
     )
-    async with working(database, tmp_path, {**AGENTS, "writer": lots}) as live:
-        document = await run(live, wanted)
+    async with working(database, tmp_path, {**AGENTS, "writer": lots}) as team:
+        document = await run(team, wanted)
         async with connected(database) as connection:
             largest = await connection.fetchval("select max(pg_column_size(s.spec)) from steps as s")
     assert document["status"] == "SUCCESS", document["error"]
@@ -195,8 +198,8 @@ async def test_a_debate_over_a_large_text_keeps_it_once(database: str, tmp_path:
         """,
         input="{size: {type: integer, required: true}}",
     )
-    async with working(database, tmp_path, {"writer": write, "critic": argue, "judge": argue}) as live:
-        document = await run(live, wanted, size=3_000_000)
+    async with working(database, tmp_path, {"writer": write, "critic": argue, "judge": argue}) as team:
+        document = await run(team, wanted, size=3_000_000)
     assert document["status"] == "SUCCESS", document["error"]
     assert heard
     assert set(heard) == {3_000_000}
@@ -211,8 +214,8 @@ async def test_an_input_too_large_for_a_message_goes_by_reference(database: str,
         """,
         input="{size: {type: integer, required: true}}",
     )
-    async with working(database, tmp_path, AGENTS) as live:
-        document = await run(live, wanted, size=2_000_000)
+    async with working(database, tmp_path, AGENTS) as team:
+        document = await run(team, wanted, size=2_000_000)
     assert document["output"]["bytes"] == 2_000_000 + len('" and more"')
 
 
@@ -221,8 +224,8 @@ async def test_what_a_spawned_step_is_given_may_be_large(database: str, tmp_path
         return Result(None, spawn=(SpawnedStep(id="a", agent="critic", input={"text": "y" * 2_000_000}),), join="a")
 
     wanted = definition("- {id: plan, agent: planner, input: {}}", input="{size: {type: integer}}")
-    async with working(database, tmp_path, {"planner": plan, "critic": measure}) as live:
-        document = await run(live, wanted)
+    async with working(database, tmp_path, {"planner": plan, "critic": measure}) as team:
+        document = await run(team, wanted)
     assert document["output"]["bytes"] > 2_000_000
 
 
@@ -233,8 +236,8 @@ async def test_an_agent_cannot_make_a_reference(database: str, tmp_path: Path) -
     async def forge(task: Task, team: Team) -> Result:
         return Result({"deep": [{KEY: {"sha256": "0" * 64, "bytes": 1}}]})
 
-    async with working(database, tmp_path, {"writer": forge}) as live:
-        document = await run(live)
+    async with working(database, tmp_path, {"writer": forge}) as team:
+        document = await run(team)
     assert document["status"] == "FAILED"
     assert document["error"]["type"] == "OutputInvalid"
     assert KEY in document["error"]["message"]
@@ -245,16 +248,16 @@ async def test_an_agent_cannot_make_a_reference(database: str, tmp_path: Path) -
 
 async def test_a_store_that_is_down_for_a_moment_costs_no_attempt(database: str, tmp_path: Path) -> None:
     store = FailingStore(FolderStore(tmp_path / "outputs"), failures=2)
-    async with working(database, tmp_path, AGENTS, outputs=Outputs(store, SkippingClock())) as live:
-        document = await run(live)
+    async with working(database, tmp_path, AGENTS, outputs=Outputs(store, SkippingClock())) as team:
+        document = await run(team)
     assert document["status"] == "SUCCESS"
     assert [step["attempt"] for step in document["steps"]] == [1, 1]
 
 
 async def test_a_store_that_stays_down_makes_the_step_be_tried_again(database: str, tmp_path: Path) -> None:
     store = FailingStore(FolderStore(tmp_path / "outputs"), failures=5)
-    async with working(database, tmp_path, AGENTS, outputs=Outputs(store, SkippingClock())) as live:
-        document = await run(live)
+    async with working(database, tmp_path, AGENTS, outputs=Outputs(store, SkippingClock())) as team:
+        document = await run(team)
     assert document["status"] == "SUCCESS"
     assert [step["attempt"] for step in document["steps"]] == [2, 1]
     assert len(files(tmp_path)) == 1
@@ -272,18 +275,18 @@ LOOKING = definition(
 async def test_an_orchestrator_that_cannot_read_is_given_the_message_again(database: str, tmp_path: Path) -> None:
     folder = FolderStore(tmp_path / "outputs")
     down = FailingStore(folder, failures=10**6)
-    async with working(database, tmp_path, {"critic": measure}, outputs=Outputs(folder, SystemClock())) as live:
+    async with working(database, tmp_path, {"critic": measure}, outputs=Outputs(folder, SystemClock())) as team:
         unable = Dispatcher(
-            live.store, RememberingBus(), live.sender("test"), live.clock, live.cancellations, Outputs(down, SkippingClock())
+            team.store, RememberingBus(), team.sender("test"), team.clock, team.cancellations, Outputs(down, SkippingClock())
         )
-        await live.dispatcher("test").apply([start(LOOKING, input={"size": 1})])
-        kept = await live.outputs.keep({"title": "x", "text": "y" * LARGE})
+        await team.dispatcher("test").apply([start(LOOKING, input={"size": 1})])
+        kept = await team.outputs.keep({"title": "x", "text": "y" * LARGE})
         event = {"type": "step.completed", "workflow": WORKFLOW, "step": "draft", "attempt": 1, "output": kept, "usage": {}}
         with pytest.raises(Exception, match="the store of the tests is down"):
             await unable.apply([event])
-        assert outputs_of(await live.store.get(WORKFLOW))["draft"] == kept, "nothing is lost"
-        await live.dispatcher("test").apply([event])
-        document = await ended(live)
+        assert outputs_of(await team.store.get(WORKFLOW))["draft"] == kept, "nothing is lost"
+        await team.dispatcher("test").apply([event])
+        document = await ended(team)
     assert document["status"] == "SUCCESS"
 
 
@@ -307,8 +310,8 @@ async def test_what_is_gone_or_changed_fails_the_step_that_needs_it(database: st
     )
     agents = {**AGENTS, "planner": spoil}
     unaided = Uncached(FolderStore(tmp_path / "outputs"), SystemClock())
-    async with working(database, tmp_path, agents, outputs=unaided) as live:
-        document = await run(live, wanted)
+    async with working(database, tmp_path, agents, outputs=unaided) as team:
+        document = await run(team, wanted)
         stored = reference(outputs_of(document)["draft"])
     assert stored is not None
     assert document["status"] == "FAILED"
@@ -326,8 +329,8 @@ class Uncached(Outputs):
 
 
 async def test_without_a_store_a_large_output_fails_with_what_to_set(database: str, tmp_path: Path) -> None:
-    async with working(database, tmp_path, AGENTS, outputs=Outputs(None, SystemClock())) as live:
-        document = await run(live, size=600_000)
+    async with working(database, tmp_path, AGENTS, outputs=Outputs(None, SystemClock())) as team:
+        document = await run(team, size=600_000)
     assert document["status"] == "FAILED"
     assert "OUTPUTS_URL" in document["error"]["message"]
     assert "MAX_PAYLOAD_BYTES" in document["error"]["message"]
@@ -337,9 +340,9 @@ async def test_without_a_store_a_large_output_fails_with_what_to_set(database: s
 
 
 async def test_the_api_shows_what_fits_and_links_to_the_rest(database: str, tmp_path: Path) -> None:
-    async with working(database, tmp_path, AGENTS) as live:
-        document = await run(live)
-        transport = httpx.ASGITransport(app=create_app(live))
+    async with working(database, tmp_path, AGENTS) as team:
+        document = await run(team)
+        transport = httpx.ASGITransport(app=create_app(team))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             shown = (await client.get(f"/v1/workflows/{WORKFLOW}")).json()
             assert len(shown["output"]["text"]) == LARGE
@@ -355,11 +358,53 @@ async def test_the_api_shows_what_fits_and_links_to_the_rest(database: str, tmp_
 
 
 async def test_an_output_too_large_to_show_is_a_link(database: str, tmp_path: Path) -> None:
-    async with working(database, tmp_path, AGENTS) as live:
-        await run(live, size=1_000_000)
-        transport = httpx.ASGITransport(app=create_app(live))
+    async with working(database, tmp_path, AGENTS) as team:
+        await run(team, size=1_000_000)
+        transport = httpx.ASGITransport(app=create_app(team))
         async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
             shown = (await client.get(f"/v1/workflows/{WORKFLOW}")).json()
             href = shown["output"][KEY]["href"]
             assert href == f"/v1/workflows/{WORKFLOW}/output"
             assert len((await client.get(href)).json()["text"]) == 1_000_000
+
+
+# Results and the command line
+
+
+@pytest.mark.parametrize(("size", "told"), [(70_000, True), (600_000, False)])
+async def test_who_is_told_of_the_end_hears_the_output_where_it_fits(database: str, tmp_path: Path, size: int, told: bool) -> None:
+    async with live(database, tmp_path) as team:
+        door = team.runtime.dispatcher("test")
+        await door.apply([start(PAIR, input={"size": size})])
+        kept = await team.runtime.outputs.keep("x" * size)
+        for step in ("draft", "seen"):
+            await door.apply([completed(step, output=kept)])
+        (finished,) = team.finished()
+    assert (finished.status, finished.output_omitted) == ("SUCCESS", not told)
+    assert finished.output == ("x" * size if told else None)
+
+
+async def test_an_end_is_told_although_its_output_is_gone(database: str, tmp_path: Path) -> None:
+    async with live(database, tmp_path) as team:
+        door = team.runtime.dispatcher("test")
+        await door.apply([start(PAIR, input={"size": 1})])
+        for step in ("draft", "seen"):
+            await door.apply([completed(step, output=Reference("0" * 64, 70_000).as_json())])
+        (finished,) = team.finished()
+    assert (finished.status, finished.output_omitted) == ("SUCCESS", True)
+
+
+def test_show_prints_everything_whole(database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def once() -> None:
+        async with working(database, tmp_path, AGENTS) as team:
+            await run(team)
+
+    asyncio.run(once())
+    monkeypatch.setenv("DATABASE_URL", database)
+    monkeypatch.setenv("AGENT_TEAM_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["show", WORKFLOW, "--json"], prog_name="agent-team")
+    assert result.exit_code == 0, result.output
+    shown = orjson.loads(result.stdout)
+    assert len(shown["output"]["text"]) == LARGE
+    assert outputs_of(shown)["draft"] == shown["output"]
