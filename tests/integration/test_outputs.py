@@ -178,7 +178,7 @@ async def test_a_list_of_large_items_becomes_steps_that_each_get_theirs(database
     async with working(database, tmp_path, {**AGENTS, "writer": lots}) as team:
         document = await run(team, wanted)
         async with connected(database) as connection:
-            largest = await connection.fetchval("select max(pg_column_size(s.spec)) from steps as s")
+            largest = await connection.fetchval("select max(length(s.spec::text)) from steps as s")
     assert document["status"] == "SUCCESS", document["error"]
     assert [one["bytes"] > 2 * LARGE and one["whole"] for one in document["output"]] == [True] * 5
     assert largest < 1000, "the children's specs hold references"
@@ -200,9 +200,12 @@ async def test_a_debate_over_a_large_text_keeps_it_once(database: str, tmp_path:
     )
     async with working(database, tmp_path, {"writer": write, "critic": argue, "judge": argue}) as team:
         document = await run(team, wanted, size=3_000_000)
+        async with connected(database) as connection:
+            longest = await connection.fetchval("select max(length(s.spec::text)) from steps as s")
     assert document["status"] == "SUCCESS", document["error"]
     assert heard
     assert set(heard) == {3_000_000}
+    assert longest < INLINE_BYTES, "the state holds references"
     assert len(files(tmp_path)) == 2, "the output, and the text of it that all of them argue about"
 
 
