@@ -99,6 +99,9 @@ RedisUrl = Annotated[
     SecretStr | None, _starts_with("redis", "rediss", "unix"), _expect("a URL that starts with redis://, rediss:// or unix://")
 ]
 PostgresUrl = Annotated[SecretStr | None, _starts_with("postgresql", "postgres"), _expect("a URL that starts with postgresql://")]
+OutputsUrl = Annotated[
+    str | None, _starts_with("file", "gs", "supabase"), _expect("file:///folder, gs://bucket/prefix or supabase://bucket/prefix")
+]
 SentryDsn = Annotated[SecretStr | None, _starts_with("https", "http"), _expect("a URL that starts with https:// or http://")]
 
 WebhookSecret = Annotated[SecretStr | None, AfterValidator(_webhook_secret), _expect("whsec_ and 24 to 64 bytes in base64")]
@@ -153,6 +156,9 @@ class Settings(BaseSettings):
     max_concurrent_pipelines: Count = 10
     retention_days: Annotated[int, Field(ge=0, le=36_500), _expect("a whole number of days up to 36500, 0 to keep everything")] = 30
     """How long workflows are kept after they ended, and dead letters after they were recorded."""
+
+    outputs_url: OutputsUrl = None
+    """Where outputs over 64 KB are kept; without it a folder in `AGENT_TEAM_HOME`, in production in messages and state."""
 
     agent_bus_provider: BusProvider = "memory"
     redis_url: RedisUrl = None

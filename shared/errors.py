@@ -15,6 +15,7 @@
     │   │   ├── ContentBlocked       what was asked or answered is not let through by the provider's safety rules
     │   │   ├── ModelUnknown         there is no such model (any more): another one may serve
     │   │   └── PromptTooLarge       the prompt is larger than what the model can read
+    │   ├── OutputDamaged            a stored output is not what was stored
     │   └── OutputInvalid            an answer is not JSON, or does not fit the schema that was asked for
     │       ├── OutputEmpty          there is no answer in the response
     │       └── OutputTruncated      the answer was cut off at its limit of tokens
@@ -105,6 +106,10 @@ class ModelUnknown(ModelRefused):
 
 class PromptTooLarge(ModelRefused):
     """The prompt is larger than what the model can read; it was not asked."""
+
+
+class OutputDamaged(Permanent):
+    """A stored output is not what was stored."""
 
 
 class OutputInvalid(Permanent):

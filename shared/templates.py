@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from shared.errors import InputError
+from shared.references import Unopened, opened, reference
 
 _NAME = r"[A-Za-z0-9_-]+(?:/@?[A-Za-z0-9_-]+)*"
 _PATH = rf"{_NAME}(?:\.{_NAME}|\[\d{{1,6}}\])*"
@@ -26,7 +27,8 @@ Path = tuple[str | int, ...]
 def render(template: Any, context: Mapping[str, Any]) -> Any:
     """Replace every place in `template` by its value in `context`.
 
-    Raises InputError naming the path when a place has no value or is not a path.
+    A value that is stored apart is passed on as the reference to it. Raises InputError naming the path when a place has no value or
+    is not a path, and Unopened when it leads into a value that is stored apart, or such a value stands inside longer text.
     """
     if isinstance(template, str):
         return _render_text(template, context)
@@ -82,12 +84,15 @@ def _path(braces: str) -> str:
 
 
 def _as_text(value: Any) -> str:
-    return value if isinstance(value, str) else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
+    return value if isinstance(value, str) else orjson.dumps(opened(value), option=orjson.OPT_INDENT_2).decode()
 
 
 def _look_up(path: str, context: Mapping[str, Any]) -> Any:
     value: Any = context
     for part in _parts(path):
+        stored = reference(value)
+        if stored is not None:
+            raise Unopened(stored)
         try:
             value = value[part]
         except (KeyError, IndexError, TypeError):

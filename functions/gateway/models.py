@@ -236,7 +236,11 @@ class Step(Part):
     status: StepStatus = Field(description="SUCCESS, FAILED, SKIPPED and CANCELLED are ends.", examples=["SUCCESS"])
     attempt: int = Field(description="The last attempt, counted from 1; 0 before the first.", examples=[1])
     needs: list[StepId] = Field(description="The steps that end before it starts.", examples=[["plan"]])
-    output: Any = Field(default=None, description="Null until it ended with SUCCESS.", examples=[{"findings": []}])
+    output: Any = Field(
+        default=None,
+        description="Null until it ended with SUCCESS. Over 64 KB a reference: `$output` with sha256, bytes and href.",
+        examples=[{"findings": []}],
+    )
     error: Failure | None = Field(description="Of its last attempt that failed.", examples=[None])
     waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.", examples=[None])
     links: StepLinks | None = Field(

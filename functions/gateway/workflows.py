@@ -36,6 +36,7 @@ from functions.gateway.strict import StrictRoute
 from shared.errors import Conflict, NotFound
 from shared.ids import workflow_id
 from shared.messages.payloads import Name, WorkflowId
+from shared.references import linked, references
 from shared.runtime import Runtime
 from shared.runtime.requests import request_event
 from shared.telemetry import TraceContext, current_trace, use_trace
@@ -141,9 +142,11 @@ async def list_workflows(
 async def show_workflow(request: Request, live: Live, id: Id) -> Response:
     """One workflow with its steps and output; tokens and cost of each step, each model and all together.
 
-    Who may `submit` also gets, with each approval that is waited for, the link for the person who decides.
+    An output of more than 64 KB is kept apart. In its place stands `{"$output": {"sha256", "bytes", "href"}}`, and `href` leads to
+    it; the workflow's own output stands here as long as it fits a message. Who may `submit` also gets, with each approval that is
+    waited for, the link for the person who decides.
     """
-    document = await live.store.get(id)
+    document = await shown(live, await live.store.get(id))
     link = links_for(request)
     if link is not None:
         for step in document["steps"]:
@@ -194,6 +197,18 @@ async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Res
     status = (await live.store.get(id))["status"]
     _log.info("workflow cancelled", extra={"workflowId": id, "status": status})
     return accepted(id, status)
+
+
+async def shown(live: Runtime, document: dict[str, Any]) -> dict[str, Any]:
+    """A workflow with its output in place where it fits a message, and links to what is stored apart."""
+    path = f"{PATH}/{document['id']}"
+    stored = references(document["output"])
+    if stored and sum(one.size_bytes for one in stored) <= live.settings.max_payload_bytes:
+        document["output"] = await live.outputs.whole(document["output"])
+    document["output"] = linked(document["output"], f"{path}/output")
+    for step in document["steps"]:
+        step["output"] = linked(step["output"], f"{path}/steps/{step['id']}/output")
+    return document
 
 
 def accepted(id: str, status: str, **more: Any) -> Response:

@@ -110,7 +110,7 @@ async def follow(gateway: Gateway, id: str, *, again: str, known: bool = False, 
                     screen.write(event.data)
                 elif event.id is not None:
                     screen.show(event.data)
-    return await gateway.ask("GET", f"/v1/workflows/{id}")
+    return await gateway.workflow(id)
 
 
 async def follow_as_json(gateway: Gateway, id: str, *, again: str, tell: Callable[[str], None]) -> dict[str, Any]:
@@ -118,7 +118,7 @@ async def follow_as_json(gateway: Gateway, id: str, *, again: str, tell: Callabl
     async with aclosing(events(gateway, id, again=again, tell=tell)) as happening:
         async for event in happening:
             typer.echo(orjson.dumps({"event": event.name, "id": event.id, "data": event.data}))  # which flushes
-    return await gateway.ask("GET", f"/v1/workflows/{id}")
+    return await gateway.workflow(id)
 
 
 def _pause(error: GatewayUnavailable, tries: int) -> float:

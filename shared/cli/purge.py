@@ -44,7 +44,11 @@ async def _purge(settings: "Settings", older_than: timedelta, *, yes: bool) -> d
     from shared.runtime import retention
 
     async with open_here(settings) as live:
-        return await retention.purge(live, older_than) if yes else await live.store.purgeable(older_than)
+        if not yes:
+            return await live.store.purgeable(older_than)
+        gone = await retention.purge(live, older_than)
+        await retention.purge_outputs(live, older_than)
+        return gone
 
 
 def _age(given: str) -> timedelta:

@@ -70,9 +70,9 @@ class LocalRun:
                 f"{reason(document)}; more is in {self._live.settings.agent_team_home / LOG_FILE}, and every step with --json"
             )
         if self._as_json:
-            write_json(document)
+            write_json(await self._live.outputs.whole(document))
         elif succeeded:
-            write_result(document["output"])
+            write_result(await self._live.outputs.whole(document["output"]))
         return SUCCESS if succeeded else FAILURE
 
     async def _wait_for(self, platform: Platform, workflow: str) -> None:

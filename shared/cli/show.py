@@ -35,19 +35,20 @@ def show(
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:
         tell = _draw if mermaid else partial(_tell, as_json=as_json)
-        run_async(_show(settings, url, checked_id(id), tell))
+        run_async(_show(settings, url, checked_id(id), tell, as_json=as_json))
 
 
-async def _show(settings: "Settings", url: str | None, id: str, tell: Tell) -> None:
+async def _show(settings: "Settings", url: str | None, id: str, tell: Tell, *, as_json: bool) -> None:
     from shared.cli.client import open_gateway
     from shared.cli.here import open_here
 
     if url is not None or settings.agent_team_url is not None:
         async with open_gateway(settings, url) as gateway:
-            document = await gateway.ask("GET", f"/v1/workflows/{id}")
+            path = f"/v1/workflows/{id}"
+            document = await (gateway.workflow(id, steps=True) if as_json else gateway.ask("GET", path))
 
             async def page(after: int) -> list[dict[str, Any]]:
-                answer = await gateway.ask("GET", f"/v1/workflows/{id}/history", params={"after": after})
+                answer = await gateway.ask("GET", f"{path}/history", params={"after": after})
                 with gateway.understood():
                     items: list[dict[str, Any]] = answer["items"]
                 return items
@@ -59,7 +60,8 @@ async def _show(settings: "Settings", url: str | None, id: str, tell: Tell) -> N
         async with open_here(settings) as live:
             document = await live.store.get(id)
             _link(live, document)
-            tell(document, await _skipped(document, lambda after: live.store.history(id, after=after)))
+            skipped = await _skipped(document, lambda after: live.store.history(id, after=after))
+            tell(await live.outputs.whole(document) if as_json else document, skipped)
 
 
 def _link(live: "Runtime", document: dict[str, Any]) -> None:

@@ -8,22 +8,27 @@ from pydantic import ValidationError
 
 from shared.ai.budget import WorkflowAccount
 from shared.clock import Clock
-from shared.errors import AgentTeamError, OutputInvalid, Permanent, RateLimited, Transient
+from shared.errors import AgentTeamError, InputError, OutputInvalid, Permanent, RateLimited, Transient
 from shared.messages import ErrorInfo, Payload, PromptUsed, StepCompleted, StepDeferred, StepDispatched, StepFailed
+from shared.outputs import Outputs
+from shared.references import refuse_reserved
 from shared.runtime.contract import Result
 
 _LONGEST_WAIT_SECONDS: Final = 7 * 86_400.0
 
 
-def completed(
-    order: StepDispatched, result: Result, account: WorkflowAccount, prompts: tuple[PromptUsed, ...] = ()
+async def completed(
+    order: StepDispatched, result: Result, account: WorkflowAccount, outputs: Outputs, prompts: tuple[PromptUsed, ...] = ()
 ) -> StepCompleted:
-    """The answer of an attempt that gave `result`. Raises OutputInvalid when that is none, or cannot be sent."""
+    """The answer of an attempt that gave `result`; what is large of it is kept apart.
+
+    Raises OutputInvalid when that is none, or cannot be sent, and StoreUnavailable when it cannot be kept now.
+    """
     if not isinstance(result, Result):
         raise OutputInvalid(f"agent {order.agent} returned {type(result).__name__}; return shared.runtime.Result(output=…)")
     try:
-        orjson.dumps(result.output)
-        return StepCompleted(
+        encoded = orjson.dumps(result.output)
+        reply = StepCompleted(
             workflow=order.workflow,
             step=order.step,
             attempt=order.attempt,
@@ -34,6 +39,13 @@ def completed(
             spawn=result.spawn,
             join=result.join,
         )
+        for one in (encoded, *(orjson.dumps(child.input) for child in reply.spawn)):
+            refuse_reserved(one, "what it returned")
+        output = await outputs.keep(result.output, encoded=encoded)
+        spawn = [child.model_copy(update={"input": await outputs.keep(child.input)}) for child in reply.spawn]
+        return reply.model_copy(update={"output": output, "spawn": tuple(spawn)})
+    except InputError as error:
+        raise OutputInvalid(f"agent {order.agent}: {error}") from error
     except TypeError as error:
         raise OutputInvalid(f"agent {order.agent} returned what is not JSON: {error}") from error
     except ValidationError as error:

@@ -2,19 +2,21 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from shared.bus import Bus, Message
 from shared.clock import Clock
-from shared.errors import AgentTeamError
+from shared.errors import AgentTeamError, InputError, Permanent, Transient
 from shared.messages import ErrorInfo, StepDispatched, Usage, WorkflowFinished
+from shared.outputs import Outputs
+from shared.runtime.apart import decided, output_of_message, rendered
 from shared.runtime.cancellation import Cancellations
-from shared.runtime.sender import Sender
+from shared.runtime.sender import Sender, too_large
 from shared.state import Command, Event, WorkflowStore
 from shared.telemetry import TraceContext, current_trace, metrics, use_trace
-from shared.workflows import decide, render_output
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +37,7 @@ class Dispatcher:
         sender: Sender,
         clock: Clock,
         cancellations: Cancellations,
+        outputs: Outputs | None = None,
         *,
         switched_off: Mapping[str, str] = _NOTHING,
     ) -> None:
@@ -44,6 +47,7 @@ class Dispatcher:
         self._clock = clock
         self._cancellations = cancellations
         self._switched_off = switched_off
+        self._outputs = Outputs(None, clock) if outputs is None else outputs
 
     async def apply(self, events: Sequence[Event], *, cause: str | None = None, traceparent: str | None = None) -> list[Command]:
         """Apply `events`, publish what they lead to, and return the answers that are for the caller.
@@ -71,57 +75,73 @@ class Dispatcher:
     async def _decide(
         self, commands: Sequence[Command], cause: str | None, traceparent: str | None
     ) -> tuple[list[Command], list[Message]]:
-        answers: list[Command] = []
-        messages: list[Message] = []
-        later: list[tuple[datetime, Message]] = []
+        found = _Found(cause, traceparent)
         while commands:
-            decided: list[Event] = []
+            found.events = []
             for command in commands:
-                match command["type"]:
-                    case "dispatch":
-                        self._dispatch(command, decided, messages, later, cause, traceparent)
-                    case "render":
-                        decided.append(render_output(command))
-                    case "finished":
-                        if command["status"] != "SUCCESS":  # else nobody is at work for it any more
-                            await self._cancellations.mark(command["workflow"], resumed=command["resumed"])
-                        messages.append(self._finished(command, cause, traceparent))
-                    case "expired":
-                        metrics.count("step.lease_expired", command["attempts"])
-                    case _:
-                        answers.append(_answered(command))
-            commands = await self._store.advance(decided) if decided else []
-        if later:
+                try:
+                    await self._carry_out(command, found)
+                except Transient as error:
+                    # What is stored apart cannot be had now: others' commands must not wait for it.
+                    found.trouble = error
+            commands = await self._store.advance(found.events) if found.events else []
+        messages = found.messages
+        if found.later:
             # What is ready now must not wait for what is not.
             if messages:
                 await self._bus.publish(messages)
-            messages = await self._wait(later)
-        return answers, messages
+            messages = await self._wait(found.later)
+        if found.trouble is not None:
+            if messages:
+                await self._bus.publish(messages)
+            raise found.trouble
+        return found.answers, messages
 
-    def _dispatch(
-        self,
-        command: Command,
-        decided: list[Event],
-        messages: list[Message],
-        later: list[tuple[datetime, Message]],
-        cause: str | None,
-        traceparent: str | None,
-    ) -> None:
-        decision = decide(command, switched_off=self._switched_off)
-        if not isinstance(decision, StepDispatched):
-            decided.append(decision)
-            return
+    async def _carry_out(self, command: Command, found: "_Found") -> None:
+        match command["type"]:
+            case "dispatch":
+                await self._dispatch(command, found)
+            case "render":
+                found.events.append(await rendered(command, self._outputs))
+            case "finished":
+                if command["status"] != "SUCCESS":  # else nobody is at work for it any more
+                    await self._cancellations.mark(command["workflow"], resumed=command["resumed"])
+                found.messages.append(await self._finished(command, found.cause, found.traceparent))
+            case "expired":
+                metrics.count("step.lease_expired", command["attempts"])
+            case _:
+                found.answers.append(_answered(command))
+
+    async def _dispatch(self, command: Command, found: "_Found") -> None:
         try:
-            message = self._sender.dispatch(decision, cause=cause, traceparent=_header(_trace_of(command, traceparent)))
-        except AgentTeamError as error:  # too large to send: no attempt can change that
-            decided.append(_failed(command, error))
+            decision = await decided(command, self._outputs, switched_off=self._switched_off)
+            if not isinstance(decision, StepDispatched):
+                found.events.append(decision)
+                return
+            trace = _header(_trace_of(command, found.traceparent))
+            message = await self._sent(decision, cause=found.cause, traceparent=trace)
+        except Permanent as error:  # too large to send, or what it needs is gone: no attempt can change that
+            found.events.append(_failed(command, error))
             return
         if decision.attempt > 1:
             metrics.count("step.retried")
         if command["not_before"] is None:
-            messages.append(message)
+            found.messages.append(message)
         else:
-            later.append((datetime.fromisoformat(command["not_before"]), message))
+            found.later.append((datetime.fromisoformat(command["not_before"]), message))
+
+    async def _sent(self, order: StepDispatched, **about: Any) -> Message:
+        """The message; where it would be too large, with as much of it as need be stored apart."""
+        try:
+            return self._sender.dispatch(order, **about)
+        except InputError as error:
+            if not self._outputs.opened:
+                raise too_large(error) from error
+            kept = {
+                "input": await self._outputs.keep_parts(order.input),
+                "upstream": await self._outputs.keep_parts(order.upstream),
+            }
+            return self._sender.dispatch(order.model_copy(update=kept), **about)
 
     async def _wait(self, later: list[tuple[datetime, Message]]) -> list[Message]:
         later.sort(key=lambda one: one[0])
@@ -132,7 +152,7 @@ class Dispatcher:
         await self._clock.sleep((due - self._clock.now()).total_seconds())
         return [last]
 
-    def _finished(self, command: Command, cause: str | None, traceparent: str | None) -> Message:
+    async def _finished(self, command: Command, cause: str | None, traceparent: str | None) -> Message:
         workflow, status = command["workflow"], command["status"]
         metrics.count(_COUNTERS[status], workflow=command["name"])
         metrics.gauge("workflow.execution_ms", command["milliseconds"], workflow=command["name"])
@@ -154,11 +174,25 @@ class Dispatcher:
             "cause": cause,
             "traceparent": _header(trace),
         }
-        complete = WorkflowFinished(**payload, output=command["output"])
         try:
-            return self._sender.finished(complete, **about)
-        except AgentTeamError:  # the output is over the limit of a message; the state has it
+            output = await output_of_message(command["output"], self._outputs, max_bytes=self._sender.max_bytes)
+            return self._sender.finished(WorkflowFinished(**payload, output=output), **about)
+        except Permanent as error:  # the output is over the limit of a message; the state has it
+            _log.info("the message of the end of %s goes without its output: %s", workflow, error)
             return self._sender.finished(WorkflowFinished(**payload, output_omitted=True), **about)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What has come of some commands so far."""
+
+    cause: str | None
+    traceparent: str | None
+    events: list[Event] = field(default_factory=list)
+    answers: list[Command] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
+    later: list[tuple[datetime, Message]] = field(default_factory=list)
+    trouble: Transient | None = None
 
 
 def _answered(command: Command) -> Command:

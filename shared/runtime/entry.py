@@ -100,6 +100,7 @@ def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
         limiter=live.guards.limiter,
         cancellations=live.cancellations,
         progress=live.progress,
+        outputs=live.outputs,
         longest_seconds=spec.timeout_seconds,
         tools=live.tools,
     )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shared.bus import Message
 from shared.clock import Clock
+from shared.errors import InputError
 from shared.ids import dispatch_id, finished_id
 from shared.messages import Envelope, KeyRing, Payload, StepDispatched, WorkflowFinished, WorkflowRequested, seal
 
@@ -83,3 +84,9 @@ class Sender:
     def request(self, payload: WorkflowRequested, *, id: str, traceparent: str | None = None) -> Message:
         """The message that asks for a workflow; the same `id` always asks for the same one."""
         return self.message(WORKFLOW_REQUESTS, payload, id=id, subject=payload.workflow, workflow=id, traceparent=traceparent)
+
+
+def too_large(error: InputError) -> InputError:
+    """The error of a message that is too large where nothing can be kept apart."""
+    advice = "; or set OUTPUTS_URL, and what is large is kept apart" if "MAX_PAYLOAD_BYTES" in str(error) else ""
+    return InputError(f"{error}{advice}")

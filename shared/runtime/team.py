@@ -15,15 +15,16 @@ from shared.ai import CallKeys, Model, Prompt, Request, Tool, ToolLoop, declare
 from shared.ai.budget import WorkflowAccount
 from shared.bus import Message
 from shared.clock import Clock
-from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, Transient
+from shared.errors import Cancelled, ConfigurationError, EnvelopeRejected, InputError, Transient
 from shared.guards import RateLimiter
 from shared.ids import dispatch_id, reply_id
 from shared.messages import Envelope, Payload, PromptUsed, StepDispatched, Usage
+from shared.outputs import Outputs
 from shared.runtime.answers import completed, unfinished
 from shared.runtime.cancellation import Cancellations, cancelled
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.progress import Progress
-from shared.runtime.sender import WORKFLOW_EVENTS, Sender
+from shared.runtime.sender import WORKFLOW_EVENTS, Sender, too_large
 from shared.telemetry import current_trace, describe_error, metrics
 
 _log = logging.getLogger(__name__)
@@ -183,6 +184,7 @@ class AgentWork:
         limiter: RateLimiter,
         cancellations: Cancellations,
         progress: Progress,
+        outputs: Outputs | None = None,
         longest_seconds: float = inf,
         tools: Mapping[str, Tool] = _NO_TOOLS,
     ) -> None:
@@ -196,6 +198,7 @@ class AgentWork:
         self._limiter = limiter
         self._cancellations = cancellations
         self._progress = progress
+        self._outputs = Outputs(None, clock) if outputs is None else outputs
         self._longest_seconds = longest_seconds
         self._tools = tools
 
@@ -211,44 +214,54 @@ class AgentWork:
             _log.warning("step came too late", extra={"step": order.step, "attempt": order.attempt, "status": "expired"})
             return ()
         seconds = min(order.timeout_seconds, self._longest_seconds, (order.deadline - now).total_seconds())
-        task = Task(
+        return (await self._attempt(order, envelope, seconds),)
+
+    async def _attempt(self, order: StepDispatched, envelope: Envelope, seconds: float) -> Message:
+        started = self._clock.monotonic()
+        account = WorkflowAccount(self._limiter, self._clock, workflow=order.workflow, remaining=order.remaining)
+        team: LiveTeam | None = None
+        reply: Payload
+        try:
+            task = await self._task(order, seconds)
+            team = self._team(order, task, account, timeout_at=started + seconds)
+            result = await self._in_time(order, task, team, seconds)
+            reply = await completed(order, result, account, self._outputs, team.prompts)
+            message = self._message(order, reply, envelope)
+        except Exception as error:
+            outcome, reply = unfinished(order, error, account, self._clock, () if team is None else team.prompts)
+            self._note(order, started, error, outcome)
+            return self._sealed(order, reply, outcome, envelope)
+        finally:
+            if team is not None:
+                team.end()
+        self._note(order, started, None, "completed")
+        return message
+
+    async def _task(self, order: StepDispatched, seconds: float) -> Task:
+        """The task, whole: what is stored apart is read. Errors as `Outputs.read`."""
+        return Task(
             workflow=order.workflow,
             step=order.step,
             attempt=order.attempt,
-            input=order.input,
-            upstream=order.upstream,
-            deadline=now + timedelta(seconds=seconds),
+            input=await self._outputs.whole(order.input),
+            upstream=await self._outputs.whole(order.upstream),
+            deadline=self._clock.now() + timedelta(seconds=seconds),
             remaining=order.remaining,
         )
-        return (await self._attempt(order, task, envelope, seconds),)
 
-    async def _attempt(self, order: StepDispatched, task: Task, envelope: Envelope, seconds: float) -> Message:
-        started = self._clock.monotonic()
-        account = WorkflowAccount(self._limiter, self._clock, workflow=order.workflow, remaining=order.remaining)
-        team = LiveTeam(
+    def _team(self, order: StepDispatched, task: Task, account: WorkflowAccount, *, timeout_at: float) -> LiveTeam:
+        return LiveTeam(
             task,
             model=self._model,
             prompt=self._prompt,
             settings=self._settings,
             clock=self._clock,
-            timeout_at=started + seconds,
+            timeout_at=timeout_at,
             account=account,
             before_call=partial(self._cancellations.check, order.workflow, resumed=order.resumed),
             progress=self._progress,
             tools=self._tools,
         )
-        reply: Payload
-        try:
-            reply = completed(order, await self._in_time(order, task, team, seconds), account, team.prompts)
-            message = self._sealed(order, reply, "completed", envelope)
-        except Exception as error:
-            outcome, reply = unfinished(order, error, account, self._clock, team.prompts)
-            self._note(order, started, error, outcome)
-            return self._sealed(order, reply, outcome, envelope)
-        finally:
-            team.end()
-        self._note(order, started, None, "completed")
-        return message
 
     async def _in_time(self, order: StepDispatched, task: Task, team: Team, seconds: float) -> Result:
         """What the agent gives. Raises Cancelled when the workflow ended meanwhile, and Transient when it took too long."""
@@ -264,6 +277,14 @@ class AgentWork:
             raise Transient(
                 f"the agent took longer than its {seconds:g} s; raise timeout_seconds of the step, or of the function"
             ) from error
+
+    def _message(self, order: StepDispatched, reply: Payload, envelope: Envelope) -> Message:
+        try:
+            return self._sealed(order, reply, "completed", envelope)
+        except InputError as error:
+            if self._outputs.opened:
+                raise
+            raise too_large(error) from error
 
     def _sealed(self, order: StepDispatched, reply: Payload, outcome: str, envelope: Envelope) -> Message:
         return self._sender.message(

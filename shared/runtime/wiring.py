@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from shared.ai import Model, Tool
     from shared.ai.reach import Reach
     from shared.http.addresses import Gate
+    from shared.outputs import Outputs
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import IdentityTokens, PushTokens
     from shared.runtime.spec import FunctionSpec
@@ -52,6 +53,7 @@ class Runtime:
         guards: Guards | None = None,
         store: "WorkflowStore | None" = None,
         model: "Model | None" = None,
+        outputs: "Outputs | None" = None,
         workflows: Path = WORKFLOWS,
         serves: Collection[str] | None = None,
     ) -> None:
@@ -60,7 +62,7 @@ class Runtime:
         self._workflows = workflows
         self.serves = serves
         # A cached property looks here before it opens anything.
-        given = {"bus": bus, "guards": guards, "store": store, "model": model}
+        given = {"bus": bus, "guards": guards, "store": store, "model": model, "outputs": outputs}
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
 
     @cached_property
@@ -127,6 +129,13 @@ class Runtime:
         from shared.state import open_store
 
         return open_store(self.settings, functions=self.serves, database_url=lambda: self.database_url)
+
+    @cached_property
+    def outputs(self) -> "Outputs":
+        """Outputs that are too large for messages and state."""
+        from shared.outputs import open_outputs
+
+        return open_outputs(self.settings, self.clock)
 
     @cached_property
     def database_url(self) -> str:
@@ -255,7 +264,8 @@ class Runtime:
         from shared.runtime.dispatcher import Dispatcher
 
         off = {} if self.settings.enable_debate_mode else {"debate": "debate mode is off (ENABLE_DEBATE_MODE)"}
-        return Dispatcher(self.store, self.bus, self.sender(function), self.clock, self.cancellations, switched_off=off)
+        sender = self.sender(function)
+        return Dispatcher(self.store, self.bus, sender, self.clock, self.cancellations, self.outputs, switched_off=off)
 
     @cached_property
     def cancellations(self) -> Cancellations:
@@ -279,7 +289,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "model", "reach", "store", "guards"):
+        for name in ("bus", "model", "reach", "store", "guards", "outputs"):
             close = getattr(self.__dict__.get(name), "close", None)
             if close is not None:  # not every model holds connections
                 await close()

@@ -121,6 +121,11 @@ class WorkflowStore:
         """Note `{name, cron, tick}`: every tick up to that moment is decided on. Without `cron` the schedule is forgotten."""
         await self._caller.call("note_schedules", {"notes": list(notes)})
 
+    async def outputs_in_use(self, hashes: Sequence[str]) -> list[str]:
+        """Those of the hashes of stored outputs that something here refers to. Reads every row."""
+        used: list[str] = await self._caller.call("outputs_in_use", {"hashes": list(hashes)})
+        return used
+
     async def put_document(self, document: Document) -> str:
         """Keep a document in place of what was under its name: `added`, `replaced`, or `unchanged` when it is the same."""
         arguments = {"name": document.name, "sha256": document.sha256, "passages": document.passages, **self._moment()}

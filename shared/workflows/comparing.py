@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 
+from shared.references import reference
+
 _MOST_CHANGES = 20
 """Of one output; `more` counts the rest."""
 _LONGEST = 200
@@ -65,7 +67,8 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
 
 
 def _walk(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Every place where one value is not the other, from the outside in."""
+    """Every place where one value is not the other, from the outside in. What is stored apart is known by its hash."""
+    old, new = _plain(old), _plain(new)
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in [*old, *(key for key in new if key not in old)]:
             yield from _walk(f"{path}.{key}" if path else key, old.get(key, _MISSING), new.get(key, _MISSING))
@@ -75,6 +78,11 @@ def _walk(path: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
             yield from _walk(f"{path}[{index}]", *pair)
     elif old is _MISSING or new is _MISSING or _text(old) != _text(new):
         yield path, old, new
+
+
+def _plain(value: Any) -> Any:
+    stored = reference(value)
+    return value if stored is None else stored.as_json()
 
 
 def _text(value: Any) -> bytes:

@@ -11,6 +11,7 @@ from typing import Any
 
 from shared.errors import AgentTeamError, InputError
 from shared.messages import SpawnedStep, StepCompleted, StepDispatched, Usage
+from shared.references import Unopened, opened, reference
 from shared.templates import render
 from shared.workflows.definitions import used_steps, uses_input
 from shared.workflows.nesting import INPUT, LONGEST_ID, is_value, nested, value
@@ -30,7 +31,8 @@ def decide(command: Mapping[str, Any], *, switched_off: Mapping[str, str] = _NOT
     The events are `step.skipped` (its `when` is false, or its pattern is switched off), `step.expanded` (it is many steps:
     `for_each`, a nested workflow or a stage of a pattern), `step.completed` (a value, or the last stage of a pattern),
     `step.waiting` (for people, time or a signal), what comes of such a wait once it is over, and `step.failed`, permanently, when a
-    template looks up what is not there.
+    template looks up what is not there. Raises Unopened where that hangs on values that are stored apart: with them in place of
+    their references it decides.
     """
     spec = command["spec"]
     if command.get("woken") is not None:
@@ -70,7 +72,10 @@ def _decided(command: Mapping[str, Any]) -> StepDispatched | dict[str, Any]:
 
 
 def render_output(command: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `render` command comes to: `workflow.rendered`, or `workflow.failed` when the output looks up what is not there."""
+    """What a `render` command comes to: `workflow.rendered`, or `workflow.failed` when the output looks up what is not there.
+
+    Raises Unopened as `decide`.
+    """
     workflow = command["workflow"]
     try:
         output = render(command["output"], _values(command))
@@ -142,9 +147,9 @@ def _stage(command: Mapping[str, Any]) -> Stage:
     spec = command["spec"]
     return Stage(
         step=command["step"],
-        values=render(spec["with"], _context(command)),
-        state=spec.get("state"),
-        upstream=command["upstream"],
+        values=opened(render(spec["with"], _context(command))),
+        state=opened(spec.get("state")),
+        upstream=opened(command["upstream"]),
         remaining=command["remaining"],
     )
 
@@ -187,6 +192,9 @@ def _relative(step: str, other: str) -> str:
 def _for_each(command: Mapping[str, Any]) -> list[Child]:
     spec, step = command["spec"], command["step"]
     items = render(spec["for_each"], _context(command))
+    stored = reference(items)
+    if stored is not None:
+        raise Unopened(stored)
     if not isinstance(items, list):
         raise InputError(f"for_each of step {step} is not a list; look up a list")
     if len(items) > MAX_CHILDREN:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from shared.errors import InputError
+from shared.references import opened
 from shared.templates import render, replaced
 from shared.workflows.definitions import InputField, complete_input, type_name, used_steps, uses_input
 from shared.workflows.patterns import Child
@@ -61,7 +62,7 @@ def value(command: Mapping[str, Any], context: Mapping[str, Any]) -> Any:
 
 def _taken(takes: Mapping[str, Any], given: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
     name: str = takes["name"]
-    input = render(given["template"], context) if "template" in given else given.get("input", {})
+    input = opened(render(given["template"], context) if "template" in given else given.get("input", {}))
     if not isinstance(input, Mapping):
         raise InputError(f"input of {name} must be of type object, not {type_name(input)}; give its fields by name")
     return complete_input(name, {field: InputField.model_validate(about) for field, about in takes["fields"].items()}, input)

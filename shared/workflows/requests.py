@@ -10,6 +10,7 @@ import orjson
 
 from shared.errors import InputError
 from shared.messages import Budget, WorkflowSignalled
+from shared.references import refuse_reserved
 from shared.workflows.definitions import Definition, Step, budget_problems
 from shared.workflows.suggestions import quoted, suggestion
 
@@ -141,6 +142,7 @@ def _canonical(value: Any, what: str) -> bytes:
         canonical = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
     except orjson.JSONEncodeError as exc:
         raise InputError(f"{what} cannot be written as JSON; send text, numbers, booleans, null, lists and objects") from exc
+    refuse_reserved(canonical, what)
     if _NUL.search(canonical):
         # PostgreSQL's jsonb has no NUL, and one such event would fail the whole batch.
         raise InputError(f"{what} holds a NUL character, which cannot be stored; remove it")

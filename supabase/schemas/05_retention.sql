@@ -68,3 +68,22 @@ begin atomic
     );
 end;
 comment on function purgeable is 'How many workflows and dead letters `purge` would delete by and by.';
+
+create function outputs_in_use(hashes text[]) returns json
+language sql stable
+begin atomic
+    with texts as (
+        select s.output::text as value from steps as s
+        union all select s.spec::text from steps as s
+        union all select w.output::text from workflows as w
+        -- What is redriven is asked for again under the same hash.
+        union all select encode(d.data, 'escape') from dead_letters as d
+    ),
+    used as (
+        select distinct found.match[1] as hash
+        from texts as t, regexp_matches(t.value, '[0-9a-f]{64}', 'g') as found (match)
+        where strpos(t.value, '"$output"') > 0
+    )
+    select coalesce(json_agg(u.hash), '[]') from used as u where u.hash = any(hashes);
+end;
+comment on function outputs_in_use is 'Those of `hashes` that a row refers to: outputs that are kept outside of the state.';

@@ -22,7 +22,7 @@ begin
             'advance', 'get_workflow', 'list_workflows', 'count_queued', 'workflow_history', 'workflow_snapshot', 'record_dead_letter',
             'list_dead_letters', 'count_dead_letters', 'read_dead_letters', 'redrive_dead_letters', 'return_dead_letters',
             'put_document', 'list_documents', 'remove_document', 'search_documents',
-            'fork_plan', 'fork_workflow', 'rerun_workflow', 'purge', 'purgeable'
+            'fork_plan', 'fork_workflow', 'rerun_workflow', 'purge', 'purgeable', 'outputs_in_use'
         ))
     loop
         execute format('revoke execute on function %s from public', function);

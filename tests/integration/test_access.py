@@ -42,6 +42,7 @@ READS = [
     "select purgeable(1)",
     "select read_schedules()",
     "select note_schedules('[]')",
+    "select outputs_in_use('{}')",
 ]
 
 

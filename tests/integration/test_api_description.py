@@ -38,6 +38,8 @@ def test_every_status_that_can_come_is_described_and_errors_are_problems(documen
         "POST /v1/workflows": "202 400 401 403 413 415 422 429 500 503",
         "GET /v1/workflows": "200 401 403 422 429 500 503",
         "GET /v1/workflows/{id}": "200 401 403 404 429 500 503",
+        "GET /v1/workflows/{id}/output": "200 401 403 404 429 500 503",
+        "GET /v1/workflows/{id}/steps/{step}/output": "200 401 403 404 422 429 500 503",
         "GET /v1/workflows/{id}/history": "200 401 403 404 422 429 500 503",
         "GET /v1/workflows/{id}/snapshots/{seq}": "200 401 403 404 422 429 500 503",
         "POST /v1/workflows/{id}/cancel": "202 400 401 403 404 413 415 422 429 500 503",

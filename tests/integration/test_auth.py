@@ -108,7 +108,15 @@ def scopes(route: Route) -> list[Allowed]:
 
 
 def path_of(route: Route) -> str:
-    values = {"id": UNKNOWN, "id:int": "1", "name": "report", "name:document": "report", "name:path": "report", "seq": "1"}
+    values = {
+        "id": UNKNOWN,
+        "id:int": "1",
+        "name": "report",
+        "name:document": "report",
+        "name:path": "report",
+        "seq": "1",
+        "step:path": "plan",
+    }
     return re.sub(r"\{(.*?)\}", lambda place: values[place[1]], route.path)
 
 
@@ -142,6 +150,8 @@ def test_what_each_scope_may_do_is_what_the_documentation_says(live: Runtime) ->
         "POST /v1/workflows": "submit",
         "GET /v1/workflows": "read",
         "GET /v1/workflows/{id}": "read",
+        "GET /v1/workflows/{id}/output": "read",
+        "GET /v1/workflows/{id}/steps/{step:path}/output": "read",
         "GET /v1/workflows/{id}/history": "read",
         "GET /v1/workflows/{id}/snapshots/{seq}": "read",
         "POST /v1/workflows/{id}/cancel": "submit",

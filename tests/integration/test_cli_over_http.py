@@ -419,3 +419,20 @@ def test_what_was_cancelled_and_what_had_ended_are_told_apart(run: Run) -> None:
 @pytest.mark.parametrize("id", ["report", "../../health", "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9C", "x\ny", "\x1b[31m", ""])
 def test_an_id_that_is_none_is_refused_without_asking(run: Run, verb: str, id: str) -> None:
     refused(run(verb, id, "--url", "http://127.0.0.1:1"), "no workflow's id")
+
+
+# --- outputs that are kept apart ---
+
+
+def test_what_is_kept_apart_is_fetched_from_the_gateway_and_from_nobody_else(run: Run) -> None:
+    kept = {"$output": {"sha256": "1" * 64, "bytes": 70_000, "href": "http://elsewhere.example/output"}}
+    step = {"id": "research/0", "output": kept, "waiting": None}
+    shown = {**DONE, "output": kept, "steps": [step]}
+    answers = [answer(200, json.dumps(shown).encode()), answer(200, b'{"text":"whole"}'), answer(200, b'"the step\'s"')]
+    with scripted(answers) as server:
+        result = run("show", WORKFLOW, "--json", "--url", server.url)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.stdout)
+    assert (told["output"], told["steps"][0]["output"]) == ({"text": "whole"}, "the step's")
+    paths = [request.line.split()[1].removeprefix(f"/v1/workflows/{WORKFLOW}") for request in server.requests]
+    assert paths == ["", "/output", "/steps/research/0/output"]

@@ -2,16 +2,19 @@
 
 import asyncio
 import base64
+import os
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 
 from functions.sweeper.main import _app
-from shared.runtime.retention import purge, purge_old
+from shared.runtime.retention import purge, purge_old, purge_outputs
 from shared.state.postgres import connected
 from shared.telemetry import metrics
 from tests.support.doubles import WORKFLOW
@@ -132,6 +135,45 @@ async def test_two_sweepers_at_once_delete_everything_once(team: Live) -> None:
     await team.clock.advance(MONTH.total_seconds() + 1)
     gone = await asyncio.gather(*(purge(team.runtime, MONTH) for _ in range(4)))
     assert sum(one["workflows"] for one in gone) == 20
+
+
+# Outputs that are stored apart
+
+
+async def stored(team: Live, text: str, *, days_ago: float = 40) -> Any:
+    """A reference to an output that was put so long ago."""
+    kept = await team.runtime.outputs.keep(text * 100_000)
+    (file,) = [path for path in _files(team) if path.name == kept["$output"]["sha256"]]
+    put_at = time.time() - days_ago * 86_400
+    os.utime(file, (put_at, put_at))
+    return kept
+
+
+def _files(team: Live) -> list[Path]:
+    return list(team.runtime.settings.agent_team_home.glob("outputs/??/*"))
+
+
+async def test_outputs_go_when_they_are_old_and_no_row_refers_to_them(team: Live) -> None:
+    await stored(team, "a")
+    await stored(team, "b", days_ago=29)
+    used = [await stored(team, text) for text in "cde"]
+    dispatcher = team.runtime.dispatcher("orchestrator")
+    await dispatcher.apply([start(PAIR)])
+    await dispatcher.apply([completed("a", output=used[0])])
+    await dispatcher.apply([completed("b", output=[used[1]])])
+    await letter(team, "dead", data=base64.b64encode(orjson.dumps({"input": used[2]})).decode())
+    assert await purge_outputs(team.runtime, MONTH) == 1
+    assert len(_files(team)) == 4
+    await team.clock.advance(MONTH.total_seconds() + 1)
+    await purge_old(team.runtime, max_batches=5)
+    assert [path.stat().st_mtime > time.time() - 30 * 86_400 for path in _files(team)] == [True], "the one that is not old yet"
+
+
+async def test_what_was_put_in_the_last_days_stays_whatever_is_asked_for(team: Live) -> None:
+    await stored(team, "a", days_ago=1.9)
+    assert await purge_outputs(team.runtime, timedelta()) == 0
+    await stored(team, "b", days_ago=2.1)
+    assert await purge_outputs(team.runtime, timedelta()) == 1
 
 
 # Storage
