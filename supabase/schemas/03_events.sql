@@ -11,7 +11,8 @@ declare
 begin
     insert into workflows (
         id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
-        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
+        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at,
+        tenant
     )
     values (
         wf, event ->> 'request_key', event ->> 'request_hash', event ->> 'name', (event ->> 'version')::integer, 'QUEUED',
@@ -19,7 +20,8 @@ begin
         array(select jsonb_array_elements_text(event -> 'output_needs')), (event ->> 'output_uses_input')::boolean,
         (event ->> 'max_steps')::integer, (event ->> 'max_tokens')::bigint, (event ->> 'max_cost_microdollars')::bigint,
         (event ->> 'deadline_seconds')::double precision, event ->> 'callback_url', event ->> 'traceparent',
-        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment
+        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment,
+        coalesce(event ->> 'tenant', '')
     )
     on conflict do nothing;
     created := found;
@@ -91,13 +93,47 @@ begin
     if not _is_final(known.status) then
         perform _end_workflow(
             event ->> 'workflow', 'CANCELLED',
-            jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment
+            jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment,
+            _receipt(known, event, moment)
         );
     end if;
     return effect;
 end;
 $$;
 comment on function _on_cancelled is 'workflow.cancelled: stop a workflow that has not ended.';
+
+create function _receipt(w workflows, event jsonb, moment timestamptz) returns jsonb
+language plpgsql stable as $$
+declare
+    -- Of a thousand steps nobody reads every one; the counts are of all.
+    most constant integer := 50;
+begin
+    return (
+        with step as (
+            select s.*,
+                case when s.status = 'RUNNING' then 'running' when not _is_final(s.status) then 'stopped' else 'finished' end as was,
+                row_number() over (
+                    partition by s.status = 'RUNNING', _is_final(s.status) order by s.parent nulls first, s.position, s.id
+                ) as place
+            from steps as s where s.workflow_id = w.id
+        )
+        select jsonb_build_object(
+            'at', moment, 'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'was', w.status,
+            'running', count(*) filter (where s.was = 'running'),
+            'running_steps', coalesce(jsonb_agg(
+                jsonb_build_object('step', s.id, 'agent', s.agent, 'attempt', s.attempt, 'since', s.started_at) order by s.place
+            ) filter (where s.was = 'running' and s.place <= most), '[]'),
+            'stopped', count(*) filter (where s.was = 'stopped'),
+            'stopped_steps', coalesce(jsonb_agg(s.id order by s.place) filter (where s.was = 'stopped' and s.place <= most), '[]'),
+            'finished', count(*) filter (where s.was = 'finished'),
+            'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars)
+        )
+        from step as s
+    );
+end;
+$$;
+comment on function _receipt is
+    'What a cancellation found: steps at work, steps that it stopped before they were, steps that had ended, and what all had used by then.';
 
 create function _fail_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
@@ -132,8 +168,9 @@ language plpgsql as $$
 declare
     effect _effect;
     start_at timestamptz := moment + make_interval(secs => delay_seconds);
-    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper.
-    soon boolean := delay_seconds <= 10;
+    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper, and none is kept while paused.
+    soon boolean := delay_seconds <= 10
+        and exists (select from workflows as w where w.id = s.workflow_id and w.paused_at is null);
     due timestamptz := case when soon then start_at + _lease(s.timeout_seconds) else start_at end;
 begin
     update steps as t

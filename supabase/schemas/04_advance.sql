@@ -1,48 +1,116 @@
 -- The one door: events in, commands out, one transaction.
 
+create function _tenants(level integer) returns table (tenant text, turn bigint, head text)
+language plpgsql stable as $$
+begin
+    -- From one tenant's first to the next one's, by the index: what lies between is not looked at.
+    return query
+    with recursive found as (
+        (
+            select w.tenant, w.id from workflows as w
+            where w.status = 'QUEUED' and w.priority = level
+            order by w.tenant, w.id limit 1
+        )
+        union all
+        select n.tenant, n.id
+        from found as f
+        cross join lateral (
+            select w.tenant, w.id from workflows as w
+            where w.status = 'QUEUED' and w.priority = level and w.tenant > f.tenant
+            order by w.tenant, w.id limit 1
+        ) as n
+    )
+    select f.tenant, coalesce(t.turn, 0), f.id from found as f left join turns as t on t.tenant = f.tenant;
+end;
+$$;
+comment on function _tenants is 'Who has something in the queue at a priority: when they were served last (0 for never), and the first of theirs.';
+
+create function _in_turn(level integer, busy jsonb, slots integer) returns table (id text, tenant text, place bigint)
+language plpgsql stable as $$
+begin
+    -- Whoever has the fewest comes next, and has one more then. Of those who have equally many, those that began with more were
+    -- served longer ago: all others have just got theirs.
+    return query
+    select q.id, t.tenant, t.running + q.nth
+    from (select k.*, coalesce((busy ->> k.tenant)::bigint, 0) as running from _tenants(level) as k) as t
+    cross join lateral (
+        select h.id, row_number() over (order by h.id) as nth
+        from (
+            select w.id from workflows as w
+            where w.status = 'QUEUED' and w.priority = level and w.tenant = t.tenant
+            order by w.id limit slots
+        ) as h
+    ) as q
+    order by t.running + q.nth, t.running desc, t.turn, t.head;
+end;
+$$;
+comment on function _in_turn is
+    'The queue at one priority, as tenants take turns: fewest running, served longest ago, oldest. `place` is how many its tenant runs then.';
+
 create function _admit(max_running integer, touched _step_ref[], freed _step_ref, moment timestamptz) returns _step_ref[]
 language plpgsql as $$
 declare
     started _step_ref[] := '{}';
+    slots integer;
+    busy jsonb;
+    level integer;
     queued record;
-    roots _step_ref[];
 begin
     -- Slots are counted under a lock of their own; whoever waits here holds only rows that nobody needs to count.
     perform pg_advisory_xact_lock(hashtext('agent-team admission'));
-    for queued in
-        select w.id, (select t.cause from unnest(touched) as t where t.workflow_id = w.id limit 1) as cause
-        from workflows as w
-        where w.status = 'QUEUED'
-        order by w.priority desc, w.id
-        limit greatest(0, max_running - (select count(*) from workflows as r where r.status = 'RUNNING'))
-        for update skip locked
-    loop
-        update workflows as w
-        -- One that gave its slot away to wait has begun before: its deadline counts from then.
-        set status = 'RUNNING', admitted_at = moment, admitted_by = freed.workflow_id,
-            started_at = case when w.admitted_at is null then moment else w.started_at end,
-            deadline_at = coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
-            wake_at = least(w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)))
-        where w.id = queued.id;
-        roots := _ready(
-            queued.id,
-            -- Of a new workflow these are its roots; one that was resumed or woken goes on wherever it was.
-            array(
-                select s.id from steps as s
-                where s.workflow_id = queued.id and s.status = 'PENDING' and s.needs_open = 0
-                order by s.position
-            ),
-            coalesce(queued.cause, freed.cause, 0)
-        );
-        perform _write(
-            array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
-        );
-        started := started || roots;
+    select max(w.priority) into level from workflows as w where w.status = 'QUEUED';
+    if level is null then
+        return started;
+    end if;
+    select max_running - coalesce(sum(r.running), 0), coalesce(jsonb_object_agg(r.tenant, r.running), '{}') into slots, busy
+    from (select w.tenant, count(*) as running from workflows as w where w.status = 'RUNNING' group by w.tenant) as r;
+    while slots > 0 and level is not null loop
+        for queued in select q.* from _in_turn(level, busy, slots) as q loop
+            -- Whoever has it locked comes here after us.
+            perform from workflows as w where w.id = queued.id and w.status = 'QUEUED' for update skip locked;
+            continue when not found;
+            busy := busy || jsonb_build_object(queued.tenant, queued.place);
+            started := started || _admit_one(
+                queued.id, freed.workflow_id,
+                coalesce((select t.cause from unnest(touched) as t where t.workflow_id = queued.id limit 1), freed.cause, 0), moment
+            );
+            slots := slots - 1;
+            exit when slots = 0;
+        end loop;
+        select max(w.priority) into level from workflows as w where w.status = 'QUEUED' and w.priority < level;
     end loop;
     return started;
 end;
 $$;
-comment on function _admit is 'Start queued workflows while fewer than max_running run: higher priority first, then the older.';
+comment on function _admit is
+    'Start queued workflows while fewer than max_running run: higher priority first, then whoever runs fewest, was served longest ago, is oldest.';
+
+create function _admit_one(workflow text, freed_by text, cause integer, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+declare
+    ready _step_ref[] := _startable(workflow, cause, moment);
+begin
+    update workflows as w
+    -- One that gave its slot away has begun before: its deadline counts from then, and what it had put off is due some time.
+    set status = 'RUNNING', admitted_at = moment, admitted_by = freed_by,
+        started_at = case when w.admitted_at is null then moment else w.started_at end,
+        deadline_at = coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
+        wake_at = least(
+            w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
+            case when w.admitted_at is not null then (
+                select min(s.due_at) from steps as s where s.workflow_id = w.id and s.status = 'WAITING'
+            ) end
+        )
+    where w.id = workflow;
+    insert into turns as t (tenant) select w.tenant from workflows as w where w.id = workflow
+    on conflict (tenant) do update set turn = default;
+    perform _write(
+        array[row(workflow, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(ready, moment), moment
+    );
+    return ready;
+end;
+$$;
+comment on function _admit_one is 'A workflow gets a slot, and its tenant has had its turn.';
 
 create function _admitted(by_workflow text, cause integer) returns _step_ref[]
 language plpgsql as $$
@@ -110,9 +178,7 @@ begin
             effect.ended := effect.ended || one.ended;
             exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
         end loop;
-        update workflows as w
-        set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
-        where w.id = wf.id and not _is_final(w.status);
+        update workflows as w set wake_at = _wakes_at(w) where w.id = wf.id and not _is_final(w.status);
     end loop;
     for wf in
         select w.id from workflows as w
@@ -137,6 +203,7 @@ create function _on_due(s steps, recover boolean, cause integer, moment timestam
 language plpgsql as $$
 declare
     effect _effect;
+    w workflows;
 begin
     if s.status = 'RUNNING' and not recover then
         if s.attempt > s.max_retries then
@@ -146,7 +213,9 @@ begin
         end if;
         return _retry_step(s, 'step.lease_expired', '{}', 0, cause, moment);
     end if;
-    if s.status = 'WAITING' and s.due_at > moment then
+    select k.* into w from workflows as k where k.id = s.workflow_id;
+    -- What is to start again needs a slot; what only waits may be woken without one.
+    if s.status = 'WAITING' and (s.due_at > moment or w.paused_at is not null or s.signal is null and w.status <> 'RUNNING') then
         return effect;
     end if;
     if s.status = 'WAITING' and s.signal is not null then
@@ -267,7 +336,9 @@ begin
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         -- One that is refused must not make others' commands come again; one that is not says itself that it touched its workflow.
-        where e.value ? 'workflow' and e.value ->> 'type' not in ('step.redriven', 'step.signalled')
+        where e.value ? 'workflow' and e.value ->> 'type' not in (
+            'step.redriven', 'step.signalled', 'workflow.paused', 'workflow.unpaused'
+        )
         group by 1
     ) as t;
     -- In one order, so that two batches cannot wait for each other.
@@ -288,6 +359,10 @@ begin
                 effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
                 effect := _on_cancelled(event.body, event.cause, moment);
+            when event.type = 'workflow.paused' then
+                effect := _on_paused(event.body, event.cause, moment);
+            when event.type = 'workflow.unpaused' then
+                effect := _on_unpaused(event.body, event.cause, moment);
             when event.type = 'step.redriven' then
                 effect := _on_redriven(event.body, event.cause, moment);
             when event.type = 'step.signalled' then
@@ -366,7 +441,7 @@ begin
             w.steps_open > 0 and coalesce(w.cost_microdollars > w.max_cost_microdollars, false) as no_money
         from unnest(touched) as t
         join workflows as w on w.id = t.workflow_id
-        where w.status <> 'RUNNING' or w.steps_waiting > 0
+        where w.status <> 'RUNNING' or w.steps_waiting > 0 or w.paused_at is not null
             or w.input_tokens + w.output_tokens > w.max_tokens
             or w.cost_microdollars > w.max_cost_microdollars
         group by w.id

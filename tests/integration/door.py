@@ -13,7 +13,7 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 USAGE = {"model_calls": 1, "input_tokens": 20, "output_tokens": 10, "cost_microdollars": 5}
 LEASE = timedelta(seconds=900)
 """How long a step of 300 s may take before it is started again."""
-TABLES = ("workflows", "steps", "edges", "history", "signals", "dead_letters", "documents", "passages", "api_keys")
+TABLES = ("workflows", "turns", "steps", "edges", "history", "signals", "dead_letters", "documents", "passages", "api_keys")
 
 
 class Door:

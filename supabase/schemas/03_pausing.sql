@@ -1,0 +1,100 @@
+-- Workflows that people stop for a while. Nothing of a paused workflow starts; what is at work ends, and its results count.
+
+create function _on_paused(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    w workflows;
+    by_whom text := coalesce(event ->> 'by', '');
+begin
+    select k.* into w from workflows as k where k.id = event ->> 'workflow';
+    if w.id is null then
+        return _ignored(event, cause);
+    end if;
+    if _is_final(w.status) then
+        effect.reply := _too_late(w, event, cause);
+        return effect;
+    end if;
+    if w.paused_at is null then
+        update workflows as k set paused_at = moment, paused_by = by_whom where k.id = w.id;
+        perform _write(array[row(
+            w.id, null, 'workflow.paused', null, jsonb_build_object('by', by_whom, 'reason', coalesce(event ->> 'reason', '')), 0, null, null
+        )::_note], moment);
+    end if;
+    effect.touched := array[row(w.id, null, cause)::_step_ref];
+    effect.reply := jsonb_build_object(
+        'type', 'paused', 'cause', cause, 'workflow', w.id,
+        'paused_at', coalesce(w.paused_at, moment), 'paused_by', coalesce(w.paused_by, by_whom)
+    );
+    return effect;
+end;
+$$;
+comment on function _on_paused is 'workflow.paused: nothing of a workflow starts any more. Who did so first is who did.';
+
+create function _on_unpaused(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    w workflows;
+begin
+    select k.* into w from workflows as k where k.id = event ->> 'workflow';
+    if w.id is null then
+        return _ignored(event, cause);
+    end if;
+    if _is_final(w.status) then
+        effect.reply := _too_late(w, event, cause);
+        return effect;
+    end if;
+    if w.paused_at is not null then
+        effect.started := _go_on_after_pause(w, coalesce(event ->> 'by', ''), cause, moment);
+    else
+        effect.started := array(
+            select row(w.id, s.id, cause)::_step_ref
+            from steps as s
+            where s.workflow_id = w.id and s.status = 'RUNNING' and s.started_at >= (
+                select max(h.at) from history as h where h.workflow_id = w.id and h.type = 'workflow.unpaused'
+            )
+        );
+    end if;
+    effect.touched := array[row(w.id, null, cause)::_step_ref];
+    effect.reply := jsonb_build_object('type', 'unpaused', 'cause', cause, 'workflow', w.id);
+    return effect;
+end;
+$$;
+comment on function _on_unpaused is
+    'workflow.unpaused: a workflow goes on with all that became ready meanwhile. Its repetition returns whatever started since.';
+
+create function _go_on_after_pause(w workflows, by_whom text, cause integer, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+declare
+    ready _step_ref[] := '{}';
+begin
+    update workflows as k set paused_at = null, paused_by = null where k.id = w.id;
+    perform _write(
+        array[row(w.id, null, 'workflow.unpaused', null, jsonb_build_object('by', by_whom), 0, null, null)::_note], moment
+    );
+    if w.status = 'RUNNING' then
+        ready := _startable(w.id, cause, moment);
+        perform _write(_start(ready, moment), moment);
+    elsif w.steps_open = 0 or exists (
+        select from steps as s
+        where s.workflow_id = w.id and (
+            s.status = 'PENDING' and s.needs_open = 0 or s.status = 'WAITING' and s.children is null and s.signal is null
+        )
+    ) then
+        update workflows as k set status = 'QUEUED' where k.id = w.id;
+        perform _write(array[row(w.id, null, 'workflow.woken', null, null, 0, null, null)::_note], moment);
+    end if;
+    -- What waits for people or time alone stays WAITING.
+    update workflows as k set wake_at = _wakes_at(k) where k.id = w.id;
+    return ready;
+end;
+$$;
+comment on function _go_on_after_pause is 'At once where a workflow has kept its slot; else it takes its place in the queue, if there is something to do.';
+
+create function _too_late(w workflows, event jsonb, cause integer) returns jsonb
+language sql immutable
+return jsonb_build_object(
+    'type', 'refused', 'cause', cause, 'workflow', w.id, 'problem', 'ended',
+    'reason', format('the workflow has ended (%s), so it can be neither paused nor resumed', w.status)
+);
