@@ -19,6 +19,7 @@ from functions.gateway.limits import RateLimit
 from functions.gateway.models import Health, Ready
 from functions.gateway.openapi import describe
 from functions.gateway.pages import console, documentation
+from functions.gateway.pauses import pauses
 from functions.gateway.problems import FAILED, FORBIDDEN, TOO_MANY, UNAUTHENTICATED, UNAVAILABLE, documented, handle_errors
 from functions.gateway.signals import signals
 from functions.gateway.tasks import tasks
@@ -66,7 +67,7 @@ def create_app(live: Runtime) -> FastAPI:
     app.state.live = live
     app.state.watches = Watches(live)
     handle_errors(app)
-    for router in (workflows, events, forks, signals, tasks, dead_letters, documents):
+    for router in (workflows, events, forks, signals, pauses, tasks, dead_letters, documents):
         app.include_router(router, responses=_GUARDED)
     _add_platform_routes(app, live, callers)
     describe(app, live)

@@ -106,6 +106,9 @@ class TaskRequest(Part):
     )
 
 
+_BY = "Who says so. Nobody checks it while the API is open; else it is the caller's own name, whatever stands here."
+
+
 class CancelRequest(Part):
     """Why a workflow is cancelled."""
 
@@ -115,6 +118,7 @@ class CancelRequest(Part):
     reason: str = Field(
         default="", max_length=500, pattern=r"^[^\x00]*$", description="Kept with the workflow.", examples=["asked for twice"]
     )
+    by: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$", description=_BY, examples=["ann@example.com"])
 
 
 class ForkRequest(Part):
@@ -158,6 +162,62 @@ class Accepted(Part):
     links: Links = Field(description="Where to look next.")
 
 
+class RunningStep(Part):
+    """A step that was at work."""
+
+    step: StepId = Field(description="Its name in the workflow.", examples=["research/0"])
+    agent: str = Field(description="Who worked on it.", examples=["researcher"])
+    attempt: int = Field(description="Counted from 1.", examples=[1])
+    since: AwareDatetime = Field(description="When the attempt started.", examples=[EXAMPLE_MOMENT])
+
+
+class Receipt(Part):
+    """What a cancellation found and stopped. It stays the same, however often it is asked for."""
+
+    at: AwareDatetime = Field(description="When it was cancelled.", examples=[EXAMPLE_MOMENT])
+    by: str = Field(description="By whom; empty where nobody said so.", examples=["ann@example.com"])
+    reason: str = Field(description="As given.", examples=["asked for twice"])
+    was: WorkflowStatus = Field(description="The workflow's status until then.", examples=["RUNNING"])
+    running: int = Field(description="Steps that were at work.", examples=[1])
+    running_steps: list[RunningStep] = Field(
+        description="Those, at most 50. Their calls are told to stop within a second; what they still use is added to the "
+        "workflow's usage, not to this receipt."
+    )
+    stopped: int = Field(description="Steps that were not at work: they had not begun, or waited.", examples=[2])
+    stopped_steps: list[StepId] = Field(description="Those, at most 50.", examples=[["draft", "review"]])
+    finished: int = Field(description="Steps that had ended; their results stay.", examples=[3])
+    usage: Usage = Field(description="Of the whole workflow by then.", examples=[_EXAMPLE_USAGE])
+    usage_may_grow: bool = Field(description="Whether calls were under way that may still be counted.", examples=[True])
+
+
+class Cancelled(Accepted):
+    """A workflow that was to be cancelled, as it is now."""
+
+    receipt: Receipt | None = Field(description="Null for a workflow that had ended otherwise.")
+
+
+class PauseRequest(Part):
+    """Why a workflow is paused, or goes on."""
+
+    model_config = ConfigDict(strict=True)
+
+    reason: str = Field(
+        default="",
+        max_length=500,
+        pattern=r"^[^\x00]*$",
+        description="Kept in the history.",
+        examples=["the budget is being looked at"],
+    )
+    by: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$", description=_BY, examples=["ann@example.com"])
+
+
+class Pause(Accepted):
+    """A workflow that is paused, or is no longer."""
+
+    paused_at: AwareDatetime | None = Field(description="Since when; null when it goes on.", examples=[EXAMPLE_MOMENT])
+    paused_by: str | None = Field(description="By whom; null when it goes on.", examples=["ann@example.com"])
+
+
 class Failure(Part):
     """Why something failed."""
 
@@ -181,6 +241,16 @@ _EXAMPLE_MODELS = {
 }
 
 
+class Place(Part):
+    """Where a workflow stands in the queue: by priority, and within one tenants take turns."""
+
+    position: int = Field(
+        description="1 comes next. Counted as if all that runs went on; ends of others and new requests change it.", examples=[3]
+    )
+    ahead: int = Field(description="How many come before it.", examples=[2])
+    exact: bool = Field(description="False beyond 1,000, where nobody counts on.", examples=[True])
+
+
 class WorkflowHead(Part):
     """One run of a definition, without its steps."""
 
@@ -201,6 +271,13 @@ class WorkflowHead(Part):
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
     forked_from: WorkflowId | None = Field(description="The workflow whose finished steps it took over.", examples=[None])
     forked_at: int | None = Field(description="The entry of that one's history up to which it did.", examples=[None])
+    tenant: str = Field(
+        description="Who asked for it: the name of their API key; empty where none was shown. Tenants share the slots.",
+        examples=["ci"],
+    )
+    paused_at: AwareDatetime | None = Field(description="Since when nothing of it starts; null when all may.", examples=[None])
+    paused_by: str | None = Field(description="Who paused it.", examples=[None])
+    queue: Place | None = Field(description="Its place while it is QUEUED; else null.", examples=[None])
 
 
 class Waiting(Part):

@@ -18,8 +18,10 @@ from shared.messages.payloads import (
     UsageByModel,
     WorkflowCancelled,
     WorkflowFinished,
+    WorkflowPaused,
     WorkflowRequested,
     WorkflowSignalled,
+    WorkflowUnpaused,
 )
 from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
 
@@ -47,8 +49,10 @@ __all__ = [
     "UsageByModel",
     "WorkflowCancelled",
     "WorkflowFinished",
+    "WorkflowPaused",
     "WorkflowRequested",
     "WorkflowSignalled",
+    "WorkflowUnpaused",
     "decode",
     "open_envelope",
     "renewed",

@@ -45,6 +45,22 @@ $$;
 comment on function _start is
     'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed. One that was woken, or waited for a retry while its workflow was paused, goes on with its own. Of a paused workflow none starts.';
 
+create or replace function _begun(w workflows) returns text[]
+language plpgsql as $$
+begin
+    return array(
+        select s.id from steps as s
+        where s.workflow_id = w.id and (
+            s.started_at = w.admitted_at
+            -- A root that waited has started once more since; one that was readmitted may have got its slots in one moment.
+            or s.parent is null and s.needs = '{}' and w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
+        )
+        order by s.position
+    );
+end;
+$$;
+comment on function _begun is 'The steps that the last admission of a workflow started.';
+
 create function _startable(workflow text, cause integer, moment timestamptz) returns _step_ref[]
 language plpgsql as $$
 begin
@@ -252,7 +268,6 @@ language plpgsql as $$
 declare
     effect _effect;
     w workflows;
-    by_whom text := coalesce(event ->> 'by', '');
 begin
     select k.* into w from workflows as k where k.id = event ->> 'workflow';
     if w.id is null then
@@ -262,16 +277,17 @@ begin
         effect.reply := _too_late(w, event, cause);
         return effect;
     end if;
-    if w.paused_at is null then
-        update workflows as k set paused_at = moment, paused_by = by_whom where k.id = w.id;
-        perform _write(array[row(
-            w.id, null, 'workflow.paused', null, jsonb_build_object('by', by_whom, 'reason', coalesce(event ->> 'reason', '')), 0, null, null
-        )::_note], moment);
+    if not _was_noted(event) then
+        if w.paused_at is null then
+            update workflows as k set paused_at = moment, paused_by = coalesce(event ->> 'by', '') where k.id = w.id returning * into w;
+            perform _note_pause(event, moment);
+        elsif event ? 'key' then
+            perform _note_pause(event, moment);
+        end if;
     end if;
     effect.touched := array[row(w.id, null, cause)::_step_ref];
     effect.reply := jsonb_build_object(
-        'type', 'paused', 'cause', cause, 'workflow', w.id,
-        'paused_at', coalesce(w.paused_at, moment), 'paused_by', coalesce(w.paused_by, by_whom)
+        'type', 'paused', 'cause', cause, 'workflow', w.id, 'paused_at', w.paused_at, 'paused_by', w.paused_by
     );
     return effect;
 end;
@@ -292,9 +308,12 @@ begin
         effect.reply := _too_late(w, event, cause);
         return effect;
     end if;
-    if w.paused_at is not null then
-        effect.started := _go_on_after_pause(w, coalesce(event ->> 'by', ''), cause, moment);
+    if w.paused_at is not null and not _was_noted(event) then
+        effect.started := _go_on_after_pause(w, event, cause, moment);
     else
+        if event ? 'key' and not _was_noted(event) then
+            perform _note_pause(event, moment);
+        end if;
         effect.started := array(
             select row(w.id, s.id, cause)::_step_ref
             from steps as s
@@ -311,15 +330,40 @@ $$;
 comment on function _on_unpaused is
     'workflow.unpaused: a workflow goes on with all that became ready meanwhile. Its repetition returns whatever started since.';
 
-create function _go_on_after_pause(w workflows, by_whom text, cause integer, moment timestamptz) returns _step_ref[]
+create function _note_pause(event jsonb, moment timestamptz) returns void
+language plpgsql as $$
+begin
+    perform _write(
+        array[row(
+            event ->> 'workflow', null, event ->> 'type', null, jsonb_strip_nulls(jsonb_build_object(
+                'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'key', event -> 'key'
+            )), 0, null, null
+        )::_note],
+        moment
+    );
+end;
+$$;
+comment on function _note_pause is 'Who paused a workflow or let it go on, and when.';
+
+create function _was_noted(event jsonb) returns boolean
+language plpgsql stable as $$
+begin
+    -- A copy that comes after the opposite must not undo it. Without a key it is whoever asks, now.
+    return event ? 'key' and exists (
+        select from history as h
+        where h.workflow_id = event ->> 'workflow' and h.type = event ->> 'type' and h.data ->> 'key' = event ->> 'key'
+    );
+end;
+$$;
+comment on function _was_noted is 'Whether an event with a key is the copy of one that came before.';
+
+create function _go_on_after_pause(w workflows, event jsonb, cause integer, moment timestamptz) returns _step_ref[]
 language plpgsql as $$
 declare
     ready _step_ref[] := '{}';
 begin
     update workflows as k set paused_at = null, paused_by = null where k.id = w.id;
-    perform _write(
-        array[row(w.id, null, 'workflow.unpaused', null, jsonb_build_object('by', by_whom), 0, null, null)::_note], moment
-    );
+    perform _note_pause(event, moment);
     if w.status = 'RUNNING' then
         ready := _startable(w.id, cause, moment);
         perform _write(_start(ready, moment), moment);
@@ -438,7 +482,7 @@ end;
 $$;
 comment on function _park is 'A workflow in which nothing is at work and something waits, or which is paused, frees its slot or its place in the queue.';
 
-create function _tenants(level integer) returns table (tenant text, turn bigint, head text)
+create function _tenants(level integer, most integer default null) returns table (tenant text, turn bigint, head text)
 language plpgsql stable as $$
 begin
     -- From one tenant's first to the next one's, by the index: what lies between is not looked at.
@@ -458,10 +502,23 @@ begin
             order by w.tenant, w.id limit 1
         ) as n
     )
-    select f.tenant, coalesce(t.turn, 0), f.id from found as f left join turns as t on t.tenant = f.tenant;
+    select f.tenant, coalesce(t.turn, 0), f.id
+    from (select k.* from found as k limit most) as f
+    left join turns as t on t.tenant = f.tenant;
 end;
 $$;
 comment on function _tenants is 'Who has something in the queue at a priority: when they were served last (0 for never), and the first of theirs.';
+
+create function _busy() returns jsonb
+language plpgsql stable as $$
+begin
+    return (
+        select coalesce(jsonb_object_agg(r.tenant, r.running), '{}')
+        from (select w.tenant, count(*) as running from workflows as w where w.status = 'RUNNING' group by w.tenant) as r
+    );
+end;
+$$;
+comment on function _busy is 'How many workflows each tenant runs that runs any.';
 
 create function _in_turn(level integer, busy jsonb, slots integer) returns table (id text, tenant text, place bigint)
 language plpgsql stable as $$
@@ -472,11 +529,13 @@ begin
     select q.id, t.tenant, t.running + q.nth
     from (select k.*, coalesce((busy ->> k.tenant)::bigint, 0) as running from _tenants(level) as k) as t
     cross join lateral (
-        select h.id, row_number() over (order by h.id) as nth
+        select t.head as id, 1::bigint as nth
+        union all
+        select h.id, 1 + row_number() over (order by h.id)
         from (
             select w.id from workflows as w
-            where w.status = 'QUEUED' and w.priority = level and w.tenant = t.tenant
-            order by w.id limit slots
+            where w.status = 'QUEUED' and w.priority = level and w.tenant = t.tenant and w.id > t.head
+            order by w.id limit slots - 1
         ) as h
     ) as q
     order by t.running + q.nth, t.running desc, t.turn, t.head;
@@ -500,8 +559,8 @@ begin
     if level is null then
         return started;
     end if;
-    select max_running - coalesce(sum(r.running), 0), coalesce(jsonb_object_agg(r.tenant, r.running), '{}') into slots, busy
-    from (select w.tenant, count(*) as running from workflows as w where w.status = 'RUNNING' group by w.tenant) as r;
+    busy := _busy();
+    slots := max_running - (select coalesce(sum(b.value::integer), 0) from jsonb_each_text(busy) as b);
     while slots > 0 and level is not null loop
         for queued in select q.* from _in_turn(level, busy, slots) as q loop
             -- Whoever has it locked comes here after us.
@@ -837,48 +896,49 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    -- Beyond that nobody counts places, and counting must stay cheap.
+    -- Beyond these nobody counts: a page of places must stay cheap, however many wait.
     most constant integer := 1000;
+    most_tenants constant integer := 100;
+    busy jsonb := _busy();
     own record;
     ahead integer;
+    exact boolean := true;
 begin
     select count(*) into ahead from (
         select from workflows as q where q.status = 'QUEUED' and q.priority > w.priority limit most
     ) as h;
     if ahead < most then
-        select (
-                select count(*) from (
-                    select from workflows as q
-                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = w.tenant and q.id < w.id limit most
-                ) as h
-            ) as nth, t.turn, t.head, (select count(*) from workflows as r where r.status = 'RUNNING' and r.tenant = w.tenant) as running
+        select count(*)::integer as place, coalesce(min(h.id), w.id) as head, coalesce((busy ->> w.tenant)::integer, 0) as running,
+            coalesce((select t.turn from turns as t where t.tenant = w.tenant), 0) as turn
         into own
-        from _tenants(w.priority) as t where t.tenant = w.tenant;
-        ahead := ahead + own.nth + (
+        from (
+            select q.id from workflows as q
+            where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = w.tenant and q.id < w.id
+            order by q.id limit most
+        ) as h;
+        ahead := ahead + own.place + (
             select count(*)
             from (
                 -- As many of each other tenant's as `_in_turn` puts before this one.
                 select q.id
-                from (
-                    select k.*, (select count(*) from workflows as r where r.status = 'RUNNING' and r.tenant = k.tenant) as running
-                    from _tenants(w.priority) as k where k.tenant <> w.tenant
-                ) as t
+                from (select k.*, coalesce((busy ->> k.tenant)::integer, 0) as running from _tenants(w.priority, most_tenants) as k) as t
                 cross join lateral (
                     select q.id from workflows as q
-                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = t.tenant
+                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = t.tenant and t.tenant <> w.tenant
                     order by q.id
-                    limit greatest(0, own.running + own.nth - t.running
+                    limit greatest(0, own.running + own.place - t.running
                         + ((-t.running, t.turn, t.head) < (-own.running, own.turn, own.head))::integer)
                 ) as q
                 limit most
             ) as h
         );
+        exact := ahead < most and (select count(*) from _tenants(w.priority, most_tenants)) < most_tenants;
     end if;
-    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', ahead < most);
+    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', exact and ahead < most);
 end;
 $$;
 comment on function _queue_place is
-    'Where a queued workflow stands if slots become free one by one while all that runs goes on; not exact beyond a thousand.';
+    'Where a queued workflow stands if slots become free one by one while all that runs goes on; at least so far back when not exact.';
 
 create or replace function _head(w workflows) returns json
 language sql stable

@@ -5,7 +5,6 @@ language plpgsql as $$
 declare
     effect _effect;
     w workflows;
-    by_whom text := coalesce(event ->> 'by', '');
 begin
     select k.* into w from workflows as k where k.id = event ->> 'workflow';
     if w.id is null then
@@ -15,16 +14,17 @@ begin
         effect.reply := _too_late(w, event, cause);
         return effect;
     end if;
-    if w.paused_at is null then
-        update workflows as k set paused_at = moment, paused_by = by_whom where k.id = w.id;
-        perform _write(array[row(
-            w.id, null, 'workflow.paused', null, jsonb_build_object('by', by_whom, 'reason', coalesce(event ->> 'reason', '')), 0, null, null
-        )::_note], moment);
+    if not _was_noted(event) then
+        if w.paused_at is null then
+            update workflows as k set paused_at = moment, paused_by = coalesce(event ->> 'by', '') where k.id = w.id returning * into w;
+            perform _note_pause(event, moment);
+        elsif event ? 'key' then
+            perform _note_pause(event, moment);
+        end if;
     end if;
     effect.touched := array[row(w.id, null, cause)::_step_ref];
     effect.reply := jsonb_build_object(
-        'type', 'paused', 'cause', cause, 'workflow', w.id,
-        'paused_at', coalesce(w.paused_at, moment), 'paused_by', coalesce(w.paused_by, by_whom)
+        'type', 'paused', 'cause', cause, 'workflow', w.id, 'paused_at', w.paused_at, 'paused_by', w.paused_by
     );
     return effect;
 end;
@@ -45,9 +45,12 @@ begin
         effect.reply := _too_late(w, event, cause);
         return effect;
     end if;
-    if w.paused_at is not null then
-        effect.started := _go_on_after_pause(w, coalesce(event ->> 'by', ''), cause, moment);
+    if w.paused_at is not null and not _was_noted(event) then
+        effect.started := _go_on_after_pause(w, event, cause, moment);
     else
+        if event ? 'key' and not _was_noted(event) then
+            perform _note_pause(event, moment);
+        end if;
         effect.started := array(
             select row(w.id, s.id, cause)::_step_ref
             from steps as s
@@ -64,15 +67,40 @@ $$;
 comment on function _on_unpaused is
     'workflow.unpaused: a workflow goes on with all that became ready meanwhile. Its repetition returns whatever started since.';
 
-create function _go_on_after_pause(w workflows, by_whom text, cause integer, moment timestamptz) returns _step_ref[]
+create function _note_pause(event jsonb, moment timestamptz) returns void
+language plpgsql as $$
+begin
+    perform _write(
+        array[row(
+            event ->> 'workflow', null, event ->> 'type', null, jsonb_strip_nulls(jsonb_build_object(
+                'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'key', event -> 'key'
+            )), 0, null, null
+        )::_note],
+        moment
+    );
+end;
+$$;
+comment on function _note_pause is 'Who paused a workflow or let it go on, and when.';
+
+create function _was_noted(event jsonb) returns boolean
+language plpgsql stable as $$
+begin
+    -- A copy that comes after the opposite must not undo it. Without a key it is whoever asks, now.
+    return event ? 'key' and exists (
+        select from history as h
+        where h.workflow_id = event ->> 'workflow' and h.type = event ->> 'type' and h.data ->> 'key' = event ->> 'key'
+    );
+end;
+$$;
+comment on function _was_noted is 'Whether an event with a key is the copy of one that came before.';
+
+create function _go_on_after_pause(w workflows, event jsonb, cause integer, moment timestamptz) returns _step_ref[]
 language plpgsql as $$
 declare
     ready _step_ref[] := '{}';
 begin
     update workflows as k set paused_at = null, paused_by = null where k.id = w.id;
-    perform _write(
-        array[row(w.id, null, 'workflow.unpaused', null, jsonb_build_object('by', by_whom), 0, null, null)::_note], moment
-    );
+    perform _note_pause(event, moment);
     if w.status = 'RUNNING' then
         ready := _startable(w.id, cause, moment);
         perform _write(_start(ready, moment), moment);

@@ -1,6 +1,6 @@
 -- The one door: events in, commands out, one transaction.
 
-create function _tenants(level integer) returns table (tenant text, turn bigint, head text)
+create function _tenants(level integer, most integer default null) returns table (tenant text, turn bigint, head text)
 language plpgsql stable as $$
 begin
     -- From one tenant's first to the next one's, by the index: what lies between is not looked at.
@@ -20,10 +20,23 @@ begin
             order by w.tenant, w.id limit 1
         ) as n
     )
-    select f.tenant, coalesce(t.turn, 0), f.id from found as f left join turns as t on t.tenant = f.tenant;
+    select f.tenant, coalesce(t.turn, 0), f.id
+    from (select k.* from found as k limit most) as f
+    left join turns as t on t.tenant = f.tenant;
 end;
 $$;
 comment on function _tenants is 'Who has something in the queue at a priority: when they were served last (0 for never), and the first of theirs.';
+
+create function _busy() returns jsonb
+language plpgsql stable as $$
+begin
+    return (
+        select coalesce(jsonb_object_agg(r.tenant, r.running), '{}')
+        from (select w.tenant, count(*) as running from workflows as w where w.status = 'RUNNING' group by w.tenant) as r
+    );
+end;
+$$;
+comment on function _busy is 'How many workflows each tenant runs that runs any.';
 
 create function _in_turn(level integer, busy jsonb, slots integer) returns table (id text, tenant text, place bigint)
 language plpgsql stable as $$
@@ -34,11 +47,13 @@ begin
     select q.id, t.tenant, t.running + q.nth
     from (select k.*, coalesce((busy ->> k.tenant)::bigint, 0) as running from _tenants(level) as k) as t
     cross join lateral (
-        select h.id, row_number() over (order by h.id) as nth
+        select t.head as id, 1::bigint as nth
+        union all
+        select h.id, 1 + row_number() over (order by h.id)
         from (
             select w.id from workflows as w
-            where w.status = 'QUEUED' and w.priority = level and w.tenant = t.tenant
-            order by w.id limit slots
+            where w.status = 'QUEUED' and w.priority = level and w.tenant = t.tenant and w.id > t.head
+            order by w.id limit slots - 1
         ) as h
     ) as q
     order by t.running + q.nth, t.running desc, t.turn, t.head;
@@ -62,8 +77,8 @@ begin
     if level is null then
         return started;
     end if;
-    select max_running - coalesce(sum(r.running), 0), coalesce(jsonb_object_agg(r.tenant, r.running), '{}') into slots, busy
-    from (select w.tenant, count(*) as running from workflows as w where w.status = 'RUNNING' group by w.tenant) as r;
+    busy := _busy();
+    slots := max_running - (select coalesce(sum(b.value::integer), 0) from jsonb_each_text(busy) as b);
     while slots > 0 and level is not null loop
         for queued in select q.* from _in_turn(level, busy, slots) as q loop
             -- Whoever has it locked comes here after us.

@@ -14,48 +14,49 @@ set enable_mergejoin = off
 set jit = off
 as $$
 declare
-    -- Beyond that nobody counts places, and counting must stay cheap.
+    -- Beyond these nobody counts: a page of places must stay cheap, however many wait.
     most constant integer := 1000;
+    most_tenants constant integer := 100;
+    busy jsonb := _busy();
     own record;
     ahead integer;
+    exact boolean := true;
 begin
     select count(*) into ahead from (
         select from workflows as q where q.status = 'QUEUED' and q.priority > w.priority limit most
     ) as h;
     if ahead < most then
-        select (
-                select count(*) from (
-                    select from workflows as q
-                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = w.tenant and q.id < w.id limit most
-                ) as h
-            ) as nth, t.turn, t.head, (select count(*) from workflows as r where r.status = 'RUNNING' and r.tenant = w.tenant) as running
+        select count(*)::integer as place, coalesce(min(h.id), w.id) as head, coalesce((busy ->> w.tenant)::integer, 0) as running,
+            coalesce((select t.turn from turns as t where t.tenant = w.tenant), 0) as turn
         into own
-        from _tenants(w.priority) as t where t.tenant = w.tenant;
-        ahead := ahead + own.nth + (
+        from (
+            select q.id from workflows as q
+            where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = w.tenant and q.id < w.id
+            order by q.id limit most
+        ) as h;
+        ahead := ahead + own.place + (
             select count(*)
             from (
                 -- As many of each other tenant's as `_in_turn` puts before this one.
                 select q.id
-                from (
-                    select k.*, (select count(*) from workflows as r where r.status = 'RUNNING' and r.tenant = k.tenant) as running
-                    from _tenants(w.priority) as k where k.tenant <> w.tenant
-                ) as t
+                from (select k.*, coalesce((busy ->> k.tenant)::integer, 0) as running from _tenants(w.priority, most_tenants) as k) as t
                 cross join lateral (
                     select q.id from workflows as q
-                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = t.tenant
+                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = t.tenant and t.tenant <> w.tenant
                     order by q.id
-                    limit greatest(0, own.running + own.nth - t.running
+                    limit greatest(0, own.running + own.place - t.running
                         + ((-t.running, t.turn, t.head) < (-own.running, own.turn, own.head))::integer)
                 ) as q
                 limit most
             ) as h
         );
+        exact := ahead < most and (select count(*) from _tenants(w.priority, most_tenants)) < most_tenants;
     end if;
-    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', ahead < most);
+    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', exact and ahead < most);
 end;
 $$;
 comment on function _queue_place is
-    'Where a queued workflow stands if slots become free one by one while all that runs goes on; not exact beyond a thousand.';
+    'Where a queued workflow stands if slots become free one by one while all that runs goes on; at least so far back when not exact.';
 
 create function _head(w workflows) returns json
 language sql stable

@@ -175,6 +175,16 @@ def cancelled(workflow: str = "wf_1") -> Event:
     return {"type": "workflow.cancelled", "workflow": workflow, "reason": "no longer needed"}
 
 
+def paused(workflow: str = "wf_1", **more: Any) -> Event:
+    """Somebody's wish that nothing more of a workflow starts; copies of one have the same `key`."""
+    return {"type": "workflow.paused", "workflow": workflow, "by": "ann", **more}
+
+
+def unpaused(workflow: str = "wf_1", **more: Any) -> Event:
+    """Somebody's wish that it goes on."""
+    return {"type": "workflow.unpaused", "workflow": workflow, "by": "bob", **more}
+
+
 def tick(**more: Any) -> Event:
     """The sweeper's minute."""
     return {"type": "tick", **more}
