@@ -86,6 +86,8 @@ async def follow(
     - Each entry of the history: `event` is its type, `id` its `seq`, `data` the entry as `/history` gives it.
     - `progress`: `data` is `{step, attempt, text, length}`, the last 4,000 characters of what a running step has written so far and
       how many there are, as long as it is known. It has no `id`: after a broken connection only the newest comes.
+    - `queue`: `data` is its place in the queue, as `queue` of the workflow, while it waits for a slot; at most every 15 seconds, and
+      without an `id` as well.
     - `end`: the workflow has ended and all of it was sent.
 
     A comment comes every 15 seconds. What a model wrote may be anything: show it as text.
@@ -119,6 +121,7 @@ async def _stream(live: Runtime, watches: Watches, id: str, after: int) -> Async
 async def _frames(live: Runtime, watch: Watch, id: str, after: int) -> AsyncGenerator[bytes, None]:
     beats = watch.beats
     shown: dict[str, bytes] = {}
+    queue: bytes | None = None
     while True:
         changed = watch.changed
         while after < watch.seq:
@@ -128,6 +131,9 @@ async def _frames(live: Runtime, watch: Watch, id: str, after: int) -> AsyncGene
             for entry in page:
                 yield _frame(entry)
             after = page[-1]["seq"] if page else watch.seq
+        if watch.queue is not None and watch.queue != queue:
+            yield b"event: queue\ndata: " + watch.queue + b"\n\n"
+        queue = watch.queue
         for step, text in list(watch.progress.items()):
             if text != shown.get(step):
                 shown[step] = text

@@ -18,7 +18,7 @@ WorkflowStatus = Literal["QUEUED", "RUNNING", "WAITING", "SUCCESS", "FAILED", "C
 StepStatus = Literal["PENDING", "RUNNING", "WAITING", "SUCCESS", "FAILED", "SKIPPED", "CANCELLED"]
 EXAMPLE_ID = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
 EXAMPLE_MOMENT = "2026-11-24T09:30:00Z"
-_EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
+EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
 
 
 def _whole(given: Any) -> Any:
@@ -106,21 +106,6 @@ class TaskRequest(Part):
     )
 
 
-_BY = "Who says so. Nobody checks it while the API is open; else it is the caller's own name, whatever stands here."
-
-
-class CancelRequest(Part):
-    """Why a workflow is cancelled."""
-
-    model_config = ConfigDict(strict=True)
-
-    # PostgreSQL's jsonb has no NUL.
-    reason: str = Field(
-        default="", max_length=500, pattern=r"^[^\x00]*$", description="Kept with the workflow.", examples=["asked for twice"]
-    )
-    by: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$", description=_BY, examples=["ann@example.com"])
-
-
 class ForkRequest(Part):
     """From where, and with which changes, a workflow runs once more."""
 
@@ -162,62 +147,6 @@ class Accepted(Part):
     links: Links = Field(description="Where to look next.")
 
 
-class RunningStep(Part):
-    """A step that was at work."""
-
-    step: StepId = Field(description="Its name in the workflow.", examples=["research/0"])
-    agent: str = Field(description="Who worked on it.", examples=["researcher"])
-    attempt: int = Field(description="Counted from 1.", examples=[1])
-    since: AwareDatetime = Field(description="When the attempt started.", examples=[EXAMPLE_MOMENT])
-
-
-class Receipt(Part):
-    """What a cancellation found and stopped. It stays the same, however often it is asked for."""
-
-    at: AwareDatetime = Field(description="When it was cancelled.", examples=[EXAMPLE_MOMENT])
-    by: str = Field(description="By whom; empty where nobody said so.", examples=["ann@example.com"])
-    reason: str = Field(description="As given.", examples=["asked for twice"])
-    was: WorkflowStatus = Field(description="The workflow's status until then.", examples=["RUNNING"])
-    running: int = Field(description="Steps that were at work.", examples=[1])
-    running_steps: list[RunningStep] = Field(
-        description="Those, at most 50. Their calls are told to stop within a second; what they still use is added to the "
-        "workflow's usage, not to this receipt."
-    )
-    stopped: int = Field(description="Steps that were not at work: they had not begun, or waited.", examples=[2])
-    stopped_steps: list[StepId] = Field(description="Those, at most 50.", examples=[["draft", "review"]])
-    finished: int = Field(description="Steps that had ended; their results stay.", examples=[3])
-    usage: Usage = Field(description="Of the whole workflow by then.", examples=[_EXAMPLE_USAGE])
-    usage_may_grow: bool = Field(description="Whether calls were under way that may still be counted.", examples=[True])
-
-
-class Cancelled(Accepted):
-    """A workflow that was to be cancelled, as it is now."""
-
-    receipt: Receipt | None = Field(description="Null for a workflow that had ended otherwise.")
-
-
-class PauseRequest(Part):
-    """Why a workflow is paused, or goes on."""
-
-    model_config = ConfigDict(strict=True)
-
-    reason: str = Field(
-        default="",
-        max_length=500,
-        pattern=r"^[^\x00]*$",
-        description="Kept in the history.",
-        examples=["the budget is being looked at"],
-    )
-    by: str = Field(default="", max_length=200, pattern=r"^[^\x00]*$", description=_BY, examples=["ann@example.com"])
-
-
-class Pause(Accepted):
-    """A workflow that is paused, or is no longer."""
-
-    paused_at: AwareDatetime | None = Field(description="Since when; null when it goes on.", examples=[EXAMPLE_MOMENT])
-    paused_by: str | None = Field(description="By whom; null when it goes on.", examples=["ann@example.com"])
-
-
 class Failure(Part):
     """Why something failed."""
 
@@ -248,7 +177,11 @@ class Place(Part):
         description="1 comes next. Counted as if all that runs went on; ends of others and new requests change it.", examples=[3]
     )
     ahead: int = Field(description="How many come before it.", examples=[2])
-    exact: bool = Field(description="False beyond 1,000, where nobody counts on.", examples=[True])
+    exact: bool = Field(
+        description="False for an estimate: some of a higher priority come first, or counting ended at 1,000 workflows "
+        "or 100 tenants.",
+        examples=[True],
+    )
 
 
 class WorkflowHead(Part):
@@ -264,7 +197,7 @@ class WorkflowHead(Part):
     steps_open: int = Field(description="Steps that have not ended.", examples=[0])
     error: Failure | None = Field(description="Why it ended without success.", examples=[None])
     usage: Usage = Field(
-        description="Of all steps and all their attempts; cost in millionths of a dollar.", examples=[_EXAMPLE_USAGE]
+        description="Of all steps and all their attempts; cost in millionths of a dollar.", examples=[EXAMPLE_USAGE]
     )
     created_at: AwareDatetime = Field(description="When it was asked for.", examples=[EXAMPLE_MOMENT])
     started_at: AwareDatetime | None = Field(description="When its first step could start.", examples=[EXAMPLE_MOMENT])
@@ -306,7 +239,7 @@ class Step(Part):
     waiting: Waiting | None = Field(description="Null unless it waits for people, time or a signal.", examples=[None])
     started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
-    usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])
+    usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[EXAMPLE_USAGE])
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )

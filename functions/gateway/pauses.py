@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
-from functions.gateway.models import Pause, PauseRequest
+from functions.gateway.control_models import Pause, PauseRequest
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, documented, problem
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import PATH, Id, Live, accepted, asked_by

@@ -10,11 +10,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
+from functions.gateway.control_models import Cancelled, CancelRequest
 from functions.gateway.models import (
     EXAMPLE_ID,
     Accepted,
-    Cancelled,
-    CancelRequest,
     HistoryPage,
     Snapshot,
     SubmitRequest,

@@ -16,6 +16,7 @@ from shared.cli import (
     keys,
     list,
     migrate,
+    pause,
     publish,
     purge,
     rerun,
@@ -44,6 +45,8 @@ app.command(epilog=watch.EPILOG)(watch.watch)
 app.command(name="list", epilog=list.EPILOG)(list.list_)
 app.command()(show.show)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
+app.command(epilog=pause.EPILOG)(pause.pause)
+app.command(epilog=pause.EPILOG)(pause.resume)
 app.command()(worker.worker)
 app.command()(publish.publish)
 app.command()(signal.signal)

@@ -42,13 +42,18 @@ async def _show(settings: "Settings", url: str | None, id: str, *, as_json: bool
 
 
 def _tell(document: dict[str, Any], *, as_json: bool) -> None:
-    from shared.cli.output import one_line, printable, write_json, write_table
+    from shared.cli.output import in_queue, one_line, printable, write_json, write_table
     from shared.cli.progress import what_it_waits_for
 
     if as_json:
         write_json(document)
         return
     typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
+    if document["queue"] is not None:
+        typer.echo(in_queue(document["queue"]))
+    if document["paused_at"] is not None:
+        by = f" by {document['paused_by']}" if document["paused_by"] else ""
+        typer.echo(one_line(f"paused at {document['paused_at']}{by}; it goes on with: agent-team resume {document['id']}"))
     if document["forked_from"] is not None:
         typer.echo(f"forked from {document['forked_from']} at entry {document['forked_at']}")
     if document["error"] is not None:

@@ -17,6 +17,7 @@ begin
     if not _was_noted(event) then
         if w.paused_at is null then
             update workflows as k set paused_at = moment, paused_by = coalesce(event ->> 'by', '') where k.id = w.id returning * into w;
+            update workflows as k set wake_at = _wakes_at(k) where k.id = w.id;
             perform _note_pause(event, moment);
         elsif event ? 'key' then
             perform _note_pause(event, moment);

@@ -20,11 +20,13 @@ declare
     busy jsonb := _busy();
     own record;
     ahead integer;
-    exact boolean := true;
+    exact boolean;
 begin
     select count(*) into ahead from (
         select from workflows as q where q.status = 'QUEUED' and q.priority > w.priority limit most
     ) as h;
+    -- Those of a higher priority change what their tenants run by the time.
+    exact := ahead = 0;
     if ahead < most then
         select count(*)::integer as place, coalesce(min(h.id), w.id) as head, coalesce((busy ->> w.tenant)::integer, 0) as running,
             coalesce((select t.turn from turns as t where t.tenant = w.tenant), 0) as turn
@@ -50,13 +52,13 @@ begin
                 limit most
             ) as h
         );
-        exact := ahead < most and (select count(*) from _tenants(w.priority, most_tenants)) < most_tenants;
+        exact := exact and ahead < most and (select count(*) from _tenants(w.priority, most_tenants)) < most_tenants;
     end if;
-    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', exact and ahead < most);
+    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', exact);
 end;
 $$;
 comment on function _queue_place is
-    'Where a queued workflow stands if slots become free one by one while all that runs goes on; at least so far back when not exact.';
+    'Where a queued workflow stands if slots become free one by one while all that runs goes on; an estimate when not exact.';
 
 create function _head(w workflows) returns json
 language sql stable
