@@ -86,8 +86,8 @@ async def follow(
     - Each entry of the history: `event` is its type, `id` its `seq`, `data` the entry as `/history` gives it.
     - `progress`: `data` is `{step, attempt, text, length}`, the last 4,000 characters of what a running step has written so far and
       how many there are, as long as it is known. It has no `id`: after a broken connection only the newest comes.
-    - `queue`: `data` is its place in the queue, as `queue` of the workflow, while it waits for a slot; at most every 15 seconds, and
-      without an `id` as well.
+    - `queue`: `data` is its place in the queue, as `queue` of the workflow, while it waits for a slot; at most every 15 seconds,
+      and without an `id` as well.
     - `end`: the workflow has ended and all of it was sent.
 
     A comment comes every 15 seconds. What a model wrote may be anything: show it as text.

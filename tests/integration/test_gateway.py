@@ -523,7 +523,7 @@ async def test_a_cancelled_workflow_ends_with_the_reason(client: httpx.AsyncClie
     answer = await client.post(f"/v1/workflows/{workflow}/cancel", json={"reason": "asked for twice"})
 
     assert answer.status_code == 202
-    assert Accepted.model_validate_json(answer.content).status == "CANCELLED"
+    assert Cancelled.model_validate_json(answer.content).status == "CANCELLED"
     shown = (await client.get(answer.headers["location"])).json()
     assert (shown["status"], shown["error"]["message"]) == ("CANCELLED", "asked for twice")
 
