@@ -102,39 +102,6 @@ end;
 $$;
 comment on function _on_cancelled is 'workflow.cancelled: stop a workflow that has not ended.';
 
-create function _receipt(w workflows, event jsonb, moment timestamptz) returns jsonb
-language plpgsql stable as $$
-declare
-    -- Of a thousand steps nobody reads every one; the counts are of all.
-    most constant integer := 50;
-begin
-    return (
-        with step as (
-            select s.*,
-                case when s.status = 'RUNNING' then 'running' when not _is_final(s.status) then 'stopped' else 'finished' end as was,
-                row_number() over (
-                    partition by s.status = 'RUNNING', _is_final(s.status) order by s.parent nulls first, s.position, s.id
-                ) as place
-            from steps as s where s.workflow_id = w.id
-        )
-        select jsonb_build_object(
-            'at', moment, 'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'was', w.status,
-            'running', count(*) filter (where s.was = 'running'),
-            'running_steps', coalesce(jsonb_agg(
-                jsonb_build_object('step', s.id, 'agent', s.agent, 'attempt', s.attempt, 'since', s.started_at) order by s.place
-            ) filter (where s.was = 'running' and s.place <= most), '[]'),
-            'stopped', count(*) filter (where s.was = 'stopped'),
-            'stopped_steps', coalesce(jsonb_agg(s.id order by s.place) filter (where s.was = 'stopped' and s.place <= most), '[]'),
-            'finished', count(*) filter (where s.was = 'finished'),
-            'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars)
-        )
-        from step as s
-    );
-end;
-$$;
-comment on function _receipt is
-    'What a cancellation found: steps at work, steps that it stopped before they were, steps that had ended, and what all had used by then.';
-
 create function _fail_step(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
