@@ -48,14 +48,14 @@ comment on function _start is
 create or replace function _begun(w workflows) returns text[]
 language plpgsql as $$
 begin
+    if w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
+        -- One that was woken may have got both its slots in one moment.
+        and not exists (select from history as h where h.workflow_id = w.id and h.type = 'workflow.woken')
+    then
+        return _roots(w.id);
+    end if;
     return array(
-        select s.id from steps as s
-        where s.workflow_id = w.id and (
-            s.started_at = w.admitted_at
-            -- A root that waited has started once more since; one that was readmitted may have got its slots in one moment.
-            or s.parent is null and s.needs = '{}' and w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
-        )
-        order by s.position
+        select s.id from steps as s where s.workflow_id = w.id and s.started_at = w.admitted_at order by s.position
     );
 end;
 $$;
@@ -187,39 +187,6 @@ begin
 end;
 $$;
 comment on function _on_cancelled is 'workflow.cancelled: stop a workflow that has not ended.';
-
-create function _receipt(w workflows, event jsonb, moment timestamptz) returns jsonb
-language plpgsql stable as $$
-declare
-    -- Of a thousand steps nobody reads every one; the counts are of all.
-    most constant integer := 50;
-begin
-    return (
-        with step as (
-            select s.*,
-                case when s.status = 'RUNNING' then 'running' when not _is_final(s.status) then 'stopped' else 'finished' end as was,
-                row_number() over (
-                    partition by s.status = 'RUNNING', _is_final(s.status) order by s.parent nulls first, s.position, s.id
-                ) as place
-            from steps as s where s.workflow_id = w.id
-        )
-        select jsonb_build_object(
-            'at', moment, 'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'was', w.status,
-            'running', count(*) filter (where s.was = 'running'),
-            'running_steps', coalesce(jsonb_agg(
-                jsonb_build_object('step', s.id, 'agent', s.agent, 'attempt', s.attempt, 'since', s.started_at) order by s.place
-            ) filter (where s.was = 'running' and s.place <= most), '[]'),
-            'stopped', count(*) filter (where s.was = 'stopped'),
-            'stopped_steps', coalesce(jsonb_agg(s.id order by s.place) filter (where s.was = 'stopped' and s.place <= most), '[]'),
-            'finished', count(*) filter (where s.was = 'finished'),
-            'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars)
-        )
-        from step as s
-    );
-end;
-$$;
-comment on function _receipt is
-    'What a cancellation found: steps at work, steps that it stopped before they were, steps that had ended, and what all had used by then.';
 
 create or replace function _retry_step(s steps, type text, event jsonb, delay_seconds double precision, cause integer, moment timestamptz)
 returns _effect
@@ -390,6 +357,39 @@ return jsonb_build_object(
     'type', 'refused', 'cause', cause, 'workflow', w.id, 'problem', 'ended',
     'reason', format('the workflow has ended (%s), so it can be neither paused nor resumed', w.status)
 );
+
+create function _receipt(w workflows, event jsonb, moment timestamptz) returns jsonb
+language plpgsql stable as $$
+declare
+    -- Of a thousand steps nobody reads every one; the counts are of all.
+    most constant integer := 50;
+begin
+    return (
+        with step as (
+            select s.*,
+                case when s.status = 'RUNNING' then 'running' when not _is_final(s.status) then 'stopped' else 'finished' end as was,
+                row_number() over (
+                    partition by s.status = 'RUNNING', _is_final(s.status) order by s.parent nulls first, s.position, s.id
+                ) as place
+            from steps as s where s.workflow_id = w.id
+        )
+        select jsonb_build_object(
+            'at', moment, 'by', coalesce(event ->> 'by', ''), 'reason', coalesce(event ->> 'reason', ''), 'was', w.status,
+            'running', count(*) filter (where s.was = 'running'),
+            'running_steps', coalesce(jsonb_agg(
+                jsonb_build_object('step', s.id, 'agent', s.agent, 'attempt', s.attempt, 'since', s.started_at) order by s.place
+            ) filter (where s.was = 'running' and s.place <= most), '[]'),
+            'stopped', count(*) filter (where s.was = 'stopped'),
+            'stopped_steps', coalesce(jsonb_agg(s.id order by s.place) filter (where s.was = 'stopped' and s.place <= most), '[]'),
+            'finished', count(*) filter (where s.was = 'finished'),
+            'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars)
+        )
+        from step as s
+    );
+end;
+$$;
+comment on function _receipt is
+    'What a cancellation found: steps at work, steps that it stopped before they were, steps that had ended, and what all had used by then.';
 
 create or replace function _wait(s steps, event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$

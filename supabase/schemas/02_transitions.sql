@@ -260,14 +260,14 @@ comment on function _roots is 'The steps that a workflow starts with.';
 create function _begun(w workflows) returns text[]
 language plpgsql as $$
 begin
+    if w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
+        -- One that was woken may have got both its slots in one moment.
+        and not exists (select from history as h where h.workflow_id = w.id and h.type = 'workflow.woken')
+    then
+        return _roots(w.id);
+    end if;
     return array(
-        select s.id from steps as s
-        where s.workflow_id = w.id and (
-            s.started_at = w.admitted_at
-            -- A root that waited has started once more since; one that was readmitted may have got its slots in one moment.
-            or s.parent is null and s.needs = '{}' and w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
-        )
-        order by s.position
+        select s.id from steps as s where s.workflow_id = w.id and s.started_at = w.admitted_at order by s.position
     );
 end;
 $$;
