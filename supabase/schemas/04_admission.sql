@@ -70,6 +70,7 @@ declare
     busy jsonb;
     level integer;
     queued record;
+    served text[];
 begin
     -- Slots are counted under a lock of their own; whoever waits here holds only rows that nobody needs to count.
     perform pg_advisory_xact_lock(hashtext('agent-team admission'));
@@ -80,6 +81,7 @@ begin
     busy := _busy();
     slots := max_running - (select coalesce(sum(b.value::integer), 0) from jsonb_each_text(busy) as b);
     while slots > 0 and level is not null loop
+        served := '{}';
         for queued in select q.* from _in_turn(level, busy, slots) as q loop
             -- Whoever has it locked comes here after us.
             perform from workflows as w where w.id = queued.id and w.status = 'QUEUED' for update skip locked;
@@ -89,9 +91,14 @@ begin
                 queued.id, freed.workflow_id,
                 coalesce((select t.cause from unnest(touched) as t where t.workflow_id = queued.id limit 1), freed.cause, 0), moment
             );
+            served := served || queued.tenant;
             slots := slots - 1;
             exit when slots = 0;
         end loop;
+        -- Once for each: a row that is written a hundred times in a transaction is a hundred rows to look through.
+        insert into turns (tenant)
+        select s.tenant from unnest(served) with ordinality as s (tenant, nth) group by s.tenant order by max(s.nth)
+        on conflict (tenant) do update set turn = default;
         select max(w.priority) into level from workflows as w where w.status = 'QUEUED' and w.priority < level;
     end loop;
     return started;
@@ -117,15 +124,13 @@ begin
             ) end
         )
     where w.id = workflow;
-    insert into turns as t (tenant) select w.tenant from workflows as w where w.id = workflow
-    on conflict (tenant) do update set turn = default;
     perform _write(
         array[row(workflow, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(ready, moment), moment
     );
     return ready;
 end;
 $$;
-comment on function _admit_one is 'A workflow gets a slot, and its tenant has had its turn.';
+comment on function _admit_one is 'A workflow gets a slot.';
 
 create function _admitted(by_workflow text, cause integer) returns _step_ref[]
 language plpgsql as $$
