@@ -21,6 +21,7 @@ from functions.gateway.models import Health, Ready
 from functions.gateway.openapi import describe
 from functions.gateway.outputs import outputs
 from functions.gateway.pages import console, documentation
+from functions.gateway.pauses import pauses
 from functions.gateway.problems import FAILED, FORBIDDEN, TOO_MANY, UNAUTHENTICATED, UNAVAILABLE, documented, handle_errors
 from functions.gateway.schedules import schedules
 from functions.gateway.signals import signals
@@ -70,7 +71,7 @@ def create_app(live: Runtime) -> FastAPI:
     app.state.live = live
     app.state.watches = Watches(live)
     handle_errors(app)
-    for router in (workflows, outputs, events, forks, signals, tasks, dead_letters, documents, schedules):
+    for router in (workflows, outputs, events, forks, signals, pauses, tasks, dead_letters, documents, schedules):
         app.include_router(router, responses=_GUARDED)
     add_approvals(app, live)
     _add_platform_routes(app, live, callers)

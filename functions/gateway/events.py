@@ -89,6 +89,8 @@ async def follow(
       gets the link to an approval with its `step.waiting`: `links`, as the step has it.
     - `progress`: `data` is `{step, attempt, text, length}`, the last 4,000 characters of what a running step has written so far and
       how many there are, as long as it is known. It has no `id`: after a broken connection only the newest comes.
+    - `queue`: `data` is its place in the queue, as `queue` of the workflow, while it waits for a slot; at most every 15 seconds,
+      and without an `id` as well.
     - `end`: the workflow has ended and all of it was sent.
 
     A comment comes every 15 seconds. What a model wrote may be anything: show it as text.
@@ -122,6 +124,7 @@ async def _stream(live: Runtime, watches: Watches, id: str, after: int, link: Li
 async def _frames(live: Runtime, watch: Watch, id: str, after: int, link: Links | None) -> AsyncGenerator[bytes, None]:
     beats = watch.beats
     shown: dict[str, bytes] = {}
+    queue: bytes | None = None
     while True:
         changed = watch.changed
         while after < watch.seq:
@@ -131,6 +134,9 @@ async def _frames(live: Runtime, watch: Watch, id: str, after: int, link: Links 
             for entry in page:
                 yield _frame(entry if link is None else _linked(live, id, entry, link))
             after = page[-1]["seq"] if page else watch.seq
+        if watch.queue is not None and watch.queue != queue:
+            yield b"event: queue\ndata: " + watch.queue + b"\n\n"
+        queue = watch.queue
         for step, text in list(watch.progress.items()):
             if text != shown.get(step):
                 shown[step] = text

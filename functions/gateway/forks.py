@@ -1,6 +1,7 @@
 """`/v1/workflows/{id}/fork` and `/rerun`: another run from any point of a workflow's history, and going on from where it failed."""
 
 from fastapi import APIRouter, Depends
+from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
@@ -17,7 +18,7 @@ from functions.gateway.problems import (
     problem,
 )
 from functions.gateway.strict import StrictRoute
-from functions.gateway.workflows import PATH, Id, IdempotencyKey, Live, Traceparent, accepted, request_key, trace_of
+from functions.gateway.workflows import PATH, Id, IdempotencyKey, Live, Traceparent, accepted, request_key, tenant_of, trace_of
 from shared.runtime.travel import Fork, fork, rerun
 from shared.telemetry import use_trace
 
@@ -31,6 +32,7 @@ forks = APIRouter(prefix=PATH, tags=["workflows"], route_class=StrictRoute, depe
     responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
 )
 async def fork_workflow(
+    request: Request,
     live: Live,
     id: Id,
     wanted: ForkRequest | None = None,
@@ -53,6 +55,7 @@ async def fork_workflow(
             function="gateway",
             request_key=request_key(idempotency_key),
             traceparent=trace.header,
+            tenant=tenant_of(request),
         )
     return accepted(answer["workflow"], answer["status"])
 

@@ -18,7 +18,7 @@ WorkflowStatus = Literal["QUEUED", "RUNNING", "WAITING", "SUCCESS", "FAILED", "C
 StepStatus = Literal["PENDING", "RUNNING", "WAITING", "SUCCESS", "FAILED", "SKIPPED", "CANCELLED"]
 EXAMPLE_ID = "wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD"
 EXAMPLE_MOMENT = "2026-11-24T09:30:00Z"
-_EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
+EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
 
 
 def _whole(given: Any) -> Any:
@@ -106,17 +106,6 @@ class TaskRequest(Part):
     )
 
 
-class CancelRequest(Part):
-    """Why a workflow is cancelled."""
-
-    model_config = ConfigDict(strict=True)
-
-    # PostgreSQL's jsonb has no NUL.
-    reason: str = Field(
-        default="", max_length=500, pattern=r"^[^\x00]*$", description="Kept with the workflow.", examples=["asked for twice"]
-    )
-
-
 class ForkRequest(Part):
     """From where, and with which changes, a workflow runs once more."""
 
@@ -181,6 +170,20 @@ _EXAMPLE_MODELS = {
 }
 
 
+class Place(Part):
+    """Where a workflow stands in the queue: by priority, and within one tenants take turns."""
+
+    position: int = Field(
+        description="1 comes next. Counted as if all that runs went on; ends of others and new requests change it.", examples=[3]
+    )
+    ahead: int = Field(description="How many come before it.", examples=[2])
+    exact: bool = Field(
+        description="False for an estimate: some of a higher priority come first, or counting ended at 1,000 workflows "
+        "or 100 tenants.",
+        examples=[True],
+    )
+
+
 class WorkflowHead(Part):
     """One run of a definition, without its steps."""
 
@@ -194,13 +197,20 @@ class WorkflowHead(Part):
     steps_open: int = Field(description="Steps that have not ended.", examples=[0])
     error: Failure | None = Field(description="Why it ended without success.", examples=[None])
     usage: Usage = Field(
-        description="Of all steps and all their attempts; cost in millionths of a dollar.", examples=[_EXAMPLE_USAGE]
+        description="Of all steps and all their attempts; cost in millionths of a dollar.", examples=[EXAMPLE_USAGE]
     )
     created_at: AwareDatetime = Field(description="When it was asked for.", examples=[EXAMPLE_MOMENT])
     started_at: AwareDatetime | None = Field(description="When its first step could start.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
     forked_from: WorkflowId | None = Field(description="The workflow whose finished steps it took over.", examples=[None])
     forked_at: int | None = Field(description="The entry of that one's history up to which it did.", examples=[None])
+    tenant: str = Field(
+        description="Who asked for it: the name of their API key; empty where none was shown. Tenants share the slots.",
+        examples=["ci"],
+    )
+    paused_at: AwareDatetime | None = Field(description="Since when nothing of it starts; null when all may.", examples=[None])
+    paused_by: str | None = Field(description="Who paused it.", examples=[None])
+    queue: Place | None = Field(description="Its place while it is QUEUED; else null.", examples=[None])
 
 
 class Waiting(Part):
@@ -248,7 +258,7 @@ class Step(Part):
     )
     started_at: AwareDatetime | None = Field(description="When its first attempt started.", examples=[EXAMPLE_MOMENT])
     finished_at: AwareDatetime | None = Field(description="When it ended.", examples=[EXAMPLE_MOMENT])
-    usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[_EXAMPLE_USAGE])
+    usage: Usage = Field(description="Of all attempts, those that came too late to count included.", examples=[EXAMPLE_USAGE])
     models: dict[str, Usage] = Field(
         description="The usage by the model that was asked; empty where no model was.", examples=[_EXAMPLE_MODELS]
     )

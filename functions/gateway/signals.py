@@ -13,7 +13,7 @@ from functions.gateway.auth import allowed
 from functions.gateway.models import Accepted, Part
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, documented, problem
 from functions.gateway.strict import StrictRoute
-from functions.gateway.workflows import PATH, Id, Live, accepted
+from functions.gateway.workflows import PATH, Id, Live, accepted, asked_by
 from shared.errors import Conflict
 from shared.messages import Decision, WorkflowSignalled
 from shared.messages.payloads import SignalName
@@ -89,8 +89,7 @@ async def send(
 ) -> Response:
     """Decide on an approval, or send a signal that a step waits for. One that comes early is kept; the first one counts."""
     said = {} if wanted is None else wanted.model_dump()
-    if request.state.caller is not None:
-        said["by"] = request.state.caller[:200]
+    said["by"] = asked_by(request, said.get("by", ""))
     key = f"call#{ULID()}" if idempotency_key is None else f"key#{idempotency_key}"
     payload = WorkflowSignalled(workflow=id, name=name, **said)
     try:

@@ -3,13 +3,14 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Path
+from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
 from functions.gateway.models import Accepted, TaskRequest
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, TOO_LARGE, UNSUPPORTED, documented
 from functions.gateway.strict import StrictRoute
-from functions.gateway.workflows import IdempotencyKey, Live, Traceparent, request_key, start, trace_of
+from functions.gateway.workflows import IdempotencyKey, Live, Traceparent, request_key, start, tenant_of, trace_of
 from shared.ids import workflow_id
 from shared.runtime.requests import task_event
 
@@ -23,6 +24,7 @@ tasks = APIRouter(prefix="/v1/agents", tags=["agents"], route_class=StrictRoute,
     responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
 )
 async def call_agent(
+    request: Request,
     live: Live,
     name: Annotated[str, Path(description="The agent.", examples=["planner"])],
     wanted: TaskRequest,
@@ -45,4 +47,4 @@ async def call_agent(
         request_key=request_key(idempotency_key),
         traceparent=trace.header,
     )
-    return await start(live, event, trace)
+    return await start(live, {**event, "tenant": tenant_of(request)}, trace)

@@ -12,6 +12,8 @@ from contextlib import asynccontextmanager
 from itertools import takewhile
 from typing import Any, Final
 
+import orjson
+
 from shared.runtime import Runtime
 from shared.runtime.progress import WATCH_RENEWED_SECONDS
 from shared.telemetry import describe_error
@@ -22,6 +24,7 @@ _BEAT_SECONDS: Final = 15.0
 _MOST_KEPT: Final = 1000
 _MOST_STEPS: Final = 100
 """Nobody reads more texts that grow at the same time; those of the steps that began last are shown."""
+_QUEUEING: Final = {"workflow.woken": True, "workflow.resumed": True, "workflow.started": False, "workflow.waiting": False}
 _ENDINGS: Final = ("workflow.succeeded", "workflow.failed", "workflow.cancelled")
 
 Entry = dict[str, Any]
@@ -43,6 +46,9 @@ class Watch:
         self.ended = False
         self.beats = 0
         """Goes up every 15 seconds."""
+        self.queue: bytes | None = None
+        """JSON of its place in the queue; None while it has none."""
+        self._queued = False
         self.progress: dict[str, bytes] = {}
         """JSON by step; only of steps that are running."""
         self.changed = asyncio.Event()
@@ -68,6 +74,7 @@ class Watch:
         document = await self._live.store.get(self._workflow)
         self.seq = document["seq"]
         self.ended = document["finished_at"] is not None
+        self._stands(document)
         self._running = {step["id"]: step["attempt"] for step in document["steps"] if step["status"] == "RUNNING"}
         if self.ended:
             return
@@ -112,8 +119,11 @@ class Watch:
         self._entries.append(entry)
         self.seq = entry["seq"]
         kind, step = entry["type"], entry["step"]
+        if kind in _QUEUEING:
+            self._queued = _QUEUEING[kind]
+            self.queue = self.queue if self._queued else None
         if kind in _ENDINGS:
-            self.ended = True
+            self.ended, self._queued, self.queue = True, False, None
             self._running.clear()
             self.progress.clear()
         elif kind == "workflow.resumed":  # before anybody saw that it had ended
@@ -132,8 +142,14 @@ class Watch:
                 self.progress[step] = text
                 self._wake()
 
+    def _stands(self, document: dict[str, Any]) -> None:
+        self._queued = document["queue"] is not None
+        self.queue = orjson.dumps(document["queue"]) if self._queued else None
+
     async def _beat(self) -> None:
         self.beats += 1
+        if self._queued:
+            self._stands(await self._live.store.get(self._workflow))
         self._wake()
 
     def _wake(self) -> None:

@@ -11,10 +11,10 @@ from starlette.responses import Response
 
 from functions.gateway.approvals import links_for
 from functions.gateway.auth import allowed
+from functions.gateway.control_models import Cancelled, CancelRequest
 from functions.gateway.models import (
     EXAMPLE_ID,
     Accepted,
-    CancelRequest,
     HistoryPage,
     Snapshot,
     SubmitRequest,
@@ -87,7 +87,11 @@ Traceparent = Annotated[
 
 @workflows.post("", status_code=202, response_model=Accepted, responses=documented(BAD_REQUEST, TOO_LARGE, UNSUPPORTED, INVALID))
 async def submit(
-    live: Live, wanted: SubmitRequest, idempotency_key: IdempotencyKey = None, traceparent: Traceparent = None
+    request: Request,
+    live: Live,
+    wanted: SubmitRequest,
+    idempotency_key: IdempotencyKey = None,
+    traceparent: Traceparent = None,
 ) -> Response:
     """Start a workflow. It is durable by the time of the answer, and goes on whatever happens to this instance."""
     if not live.settings.orch_enabled:
@@ -100,7 +104,18 @@ async def submit(
         request_key=request_key(idempotency_key),
         traceparent=trace.header,
     )
-    return await start(live, event, trace)
+    return await start(live, {**event, "tenant": tenant_of(request)}, trace)
+
+
+def tenant_of(request: Request) -> str:
+    """Whose share of the slots a request takes: the caller's; all share one while the API is open."""
+    return asked_by(request, "")
+
+
+def asked_by(request: Request, said: str) -> str:
+    """Who asks: the caller by the name that was proved, else whoever they say they are."""
+    caller: str | None = request.state.caller
+    return said if caller is None else caller[:200]
 
 
 def trace_of(traceparent: str | None) -> TraceContext:
@@ -185,18 +200,23 @@ async def show_snapshot(
 @workflows.post(
     "/{id}/cancel",
     status_code=202,
-    response_model=Accepted,
+    response_model=Cancelled,
     responses=documented(BAD_REQUEST, NOT_FOUND, TOO_LARGE, UNSUPPORTED, INVALID),
 )
-async def cancel(live: Live, id: Id, wanted: CancelRequest | None = None) -> Response:
-    """Stop a workflow. One that has ended stays as it is; `status` of the answer tells."""
-    reason = "" if wanted is None else wanted.reason
-    answers = await live.dispatcher("gateway").apply([{"type": "workflow.cancelled", "workflow": id, "reason": reason}])
+async def cancel(request: Request, live: Live, id: Id, wanted: CancelRequest | None = None) -> Response:
+    """Stop a workflow with all its steps, and answer with a receipt of what was stopped.
+
+    One that has ended stays as it is; `status` of the answer tells. Asked again, the receipt is the same.
+    """
+    given = CancelRequest() if wanted is None else wanted
+    event = {"type": "workflow.cancelled", "workflow": id, "reason": given.reason, "by": asked_by(request, given.by)}
+    answers = await live.dispatcher("gateway").apply([event])
     if answers:
         raise NotFound(f"there is no workflow {id}")
     status = (await live.store.get(id))["status"]
+    receipt = await live.store.cancel_receipt(id) if status == "CANCELLED" else None
     _log.info("workflow cancelled", extra={"workflowId": id, "status": status})
-    return accepted(id, status)
+    return accepted(id, status, receipt=None if receipt is None else {**receipt, "usage_may_grow": receipt["running"] > 0})
 
 
 async def shown(live: Runtime, document: dict[str, Any]) -> dict[str, Any]:

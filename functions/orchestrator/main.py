@@ -6,7 +6,16 @@ from typing import Any
 
 from shared.bus import Message
 from shared.errors import EnvelopeRejected, InputError
-from shared.messages import Envelope, StepCompleted, StepDeferred, StepFailed, WorkflowCancelled, WorkflowSignalled
+from shared.messages import (
+    Envelope,
+    StepCompleted,
+    StepDeferred,
+    StepFailed,
+    WorkflowCancelled,
+    WorkflowPaused,
+    WorkflowSignalled,
+    WorkflowUnpaused,
+)
 from shared.runtime import Handlers, Runtime, on_messages, worker
 from shared.workflows import signal_event, spawned
 
@@ -29,6 +38,11 @@ def _event(envelope: Envelope, agents: Collection[str]) -> dict[str, Any]:
             return {"type": "step.deferred", **deferred.model_dump(mode="json")}
         case WorkflowCancelled() as cancelled:
             return {"type": "workflow.cancelled", **cancelled.model_dump(mode="json")}
+        # With a key a copy that comes after the opposite changes nothing.
+        case WorkflowPaused() as paused:
+            return {"type": "workflow.paused", "key": envelope.id, **paused.model_dump(mode="json")}
+        case WorkflowUnpaused() as unpaused:
+            return {"type": "workflow.unpaused", "key": envelope.id, **unpaused.model_dump(mode="json")}
         case WorkflowSignalled() as signalled:
             return signal_event(signalled, signal=envelope.id)
         case _:
@@ -42,10 +56,10 @@ def _handlers(live: Runtime) -> Handlers:
     async def work(envelope: Envelope) -> Sequence[Message]:
         answers, messages = await dispatcher.decide([_event(envelope, agents)], cause=envelope.id, traceparent=envelope.traceparent)
         for answer in answers:
-            if answer["type"] == "refused":  # whoever sent the signal hears nothing on a bus
-                _log.warning(
-                    "signal refused: %s", answer["reason"], extra={"workflowId": answer["workflow"], "messageId": envelope.id}
-                )
+            if answer["type"] == "refused":  # whoever sent it hears nothing on a bus
+                what = "signal" if isinstance(envelope.data, WorkflowSignalled) else "message"
+                fields = {"workflowId": answer["workflow"], "messageId": envelope.id}
+                _log.warning("%s refused: %s", what, answer["reason"], extra=fields)
         return messages
 
     return {"workflow-events": worker(live, "orchestrator", work)}

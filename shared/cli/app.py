@@ -16,6 +16,7 @@ from shared.cli import (
     keys,
     list,
     migrate,
+    pause,
     publish,
     purge,
     rerun,
@@ -47,6 +48,8 @@ app.command(name="list", epilog=list.EPILOG)(list.list_)
 app.command(epilog=schedules.EPILOG)(schedules.schedules)
 app.command()(show.show)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
+app.command(epilog=pause.EPILOG)(pause.pause)
+app.command(epilog=pause.EPILOG)(pause.resume)
 app.command()(worker.worker)
 app.command()(publish.publish)
 app.command()(signal.signal)

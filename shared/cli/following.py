@@ -108,6 +108,8 @@ async def follow(gateway: Gateway, id: str, *, again: str, known: bool = False, 
             with gateway.understood():
                 if event.name == "progress":
                     screen.write(event.data)
+                elif event.name == "queue":
+                    screen.queue(event.data)
                 elif event.id is not None:
                     screen.show(event.data)
     return await gateway.workflow(id)

@@ -53,11 +53,17 @@ async def _list(settings: "Settings", url: str | None, params: dict[str, Any], *
                 say(f"there are more: --cursor {more}", style="dim")
 
 
+def _status(one: dict[str, Any]) -> str:
+    if one["paused_at"] is not None:
+        return f"{one['status']} (paused)"
+    return one["status"] if one["queue"] is None else f"{one['status']} ({one['queue']['position']:,})"
+
+
 def _row(one: dict[str, Any]) -> tuple[str, ...]:
     from shared.cli.output import dollars
 
     usage = one["usage"]
     steps = f"{one['steps_total'] - one['steps_open']}/{one['steps_total']}"
     tokens = f"{usage['input_tokens'] + usage['output_tokens']:,}"
-    what = (one["id"], one["workflow"], one["status"], steps)
+    what = (one["id"], one["workflow"], _status(one), steps)
     return (*what, tokens, dollars(usage["cost_microdollars"]), f"{one['created_at'][:19].replace('T', ' ')}Z")

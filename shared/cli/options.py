@@ -38,6 +38,16 @@ def remote() -> Iterator["Settings"]:
         yield settings
 
 
+def me() -> str:
+    """Who types."""
+    import getpass
+
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container without a name for its user
+        return ""
+
+
 def checked_id(id: str) -> str:
     """`id`, fit to stand in a path. Raises InputError."""
     from shared.errors import InputError

@@ -126,5 +126,10 @@ def listed(names: list[str], *, most: int = 5) -> str:
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:most])} and {more} more"
 
 
+def in_queue(place: Mapping[str, Any]) -> str:
+    """`3 in the queue`; `about 3` where it is an estimate."""
+    return f"{'' if place['exact'] else 'about '}{place['position']:,} in the queue"
+
+
 def _write(data: bytes) -> None:
     typer.echo(data if data.endswith(b"\n") else data + b"\n", nl=False)

@@ -99,6 +99,10 @@ class Progress:
         kind = entry["type"]
         if kind == "workflow.signalled":
             return _told(entry["data"])
+        if kind in ("workflow.paused", "workflow.unpaused"):
+            by = f" by {entry['data']['by']}" if entry["data"]["by"] else ""
+            how = "paused" if kind == "workflow.paused" else "resumed"
+            return one_line(f"{how}{by}", longest=_LONGEST_NOTE)
         if kind == "workflow.started":
             is_first, self.started = self.started is None, at
             if not is_first:

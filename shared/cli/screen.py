@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from shared.cli.output import counted, last_words, messages, printable, say
+from shared.cli.output import counted, in_queue, last_words, messages, printable, say
 from shared.cli.progress import Progress, StepProgress
 from shared.clock import Clock
 
@@ -39,6 +39,10 @@ class Screen(Protocol):
 
     def write(self, news: Mapping[str, Any]) -> None:
         """Take in what a running step has written so far, and show its end where there is a place for it."""
+        ...
+
+    def queue(self, place: Mapping[str, Any]) -> None:
+        """Show where the workflow stands in the queue: `{position, ahead, exact}`."""
         ...
 
     def notice(self, text: str) -> None:
@@ -88,6 +92,9 @@ class _Lines:
     def write(self, news: Mapping[str, Any]) -> None:
         """Lines are for what has happened."""
 
+    def queue(self, place: Mapping[str, Any]) -> None:
+        self._console.print(Text(f"waiting for a free slot: {in_queue(place)}", style="dim"), soft_wrap=True)
+
     def notice(self, text: str) -> None:
         say(text)
 
@@ -97,6 +104,7 @@ class _Tree:
         self._console = console
         self._clock = clock
         self._progress = Progress(workflow)
+        self._place = " (MAX_CONCURRENT_PIPELINES)"
         self.has_ended = False
 
     def show(self, entry: Mapping[str, Any]) -> None:
@@ -104,6 +112,9 @@ class _Tree:
 
     def write(self, news: Mapping[str, Any]) -> None:
         self._progress.write(news)
+
+    def queue(self, place: Mapping[str, Any]) -> None:
+        self._place = f": {in_queue(place)}"
 
     def notice(self, text: str) -> None:
         self._console.print(Text(printable(text), style="yellow"), soft_wrap=True)
@@ -121,7 +132,7 @@ class _Tree:
         if hidden:
             table.add_row(Text(f"  … and {hidden} more", style="dim"), "", "")
         if self._progress.started is None and not self.has_ended:
-            return Group(table, Text("waiting for a free slot (MAX_CONCURRENT_PIPELINES)", style="dim"))
+            return Group(table, Text(f"waiting for a free slot{self._place}", style="dim"))
         return table
 
     def _note(self, step: StepProgress) -> str:

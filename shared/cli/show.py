@@ -103,11 +103,7 @@ def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool
     if as_json:
         write_json(document)
         return
-    typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
-    if document["forked_from"] is not None:
-        typer.echo(f"forked from {document['forked_from']} at entry {document['forked_at']}")
-    if document["error"] is not None:
-        typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
+    _head(document)
     typer.echo("")
     write_table(_STEP_HEADS, [_step(step) for step in document["steps"]], numbers=_STEP_HEADS[3:])
     prompts = dict.fromkeys(described_prompt(one) for step in document["steps"] for one in step["prompts"])
@@ -118,14 +114,29 @@ def _tell(document: dict[str, Any], skipped: Mapping[str, str], *, as_json: bool
         if step["waiting"] is not None:
             typer.echo("")
             typer.echo(printable(f"{step['id']} waits {what_it_waits_for(document['id'], step['waiting'])}"))
+        if step.get("links"):
+            typer.echo(printable(f"  whoever has this link can decide: {step['links']['approve']}"))
     for id, reason in skipped.items():
         typer.echo("")
         typer.echo(one_line(f"{id} was skipped: {reason}", longest=600))
-        if step.get("links"):
-            typer.echo(printable(f"  whoever has this link can decide: {step['links']['approve']}"))
     typer.echo("")
     usages = [*sorted(document["models"].items()), ("total", document["usage"])]
     write_table(_MODEL_HEADS, [_usage(name, usage) for name, usage in usages], numbers=_MODEL_HEADS[1:])
+
+
+def _head(document: dict[str, Any]) -> None:
+    from shared.cli.output import in_queue, one_line, printable
+
+    typer.echo(printable(f"{document['workflow']} v{document['version']} · {document['id']} · {document['status']}"))
+    if document["queue"] is not None:
+        typer.echo(in_queue(document["queue"]))
+    if document["paused_at"] is not None:
+        by = f" by {document['paused_by']}" if document["paused_by"] else ""
+        typer.echo(one_line(f"paused at {document['paused_at']}{by}; it goes on with: agent-team resume {document['id']}"))
+    if document["forked_from"] is not None:
+        typer.echo(f"forked from {document['forked_from']} at entry {document['forked_at']}")
+    if document["error"] is not None:
+        typer.echo(one_line(f"{document['error']['type']}: {document['error']['message']}", longest=600))
 
 
 def _step(step: dict[str, Any]) -> tuple[str, ...]:

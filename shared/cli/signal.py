@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, Json, checked_id
+from shared.cli.options import OR_HERE, Id, Json, checked_id, me
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def _payload(id: str, name: str, decision: str | None, data: str | None, comment
     from shared.errors import InputError
     from shared.messages import WorkflowSignalled
 
-    fields = {"workflow": id, "name": name, "decision": decision, "comment": comment, "by": _user() if by is None else by}
+    fields = {"workflow": id, "name": name, "decision": decision, "comment": comment, "by": me() if by is None else by}
     try:
         return WorkflowSignalled.model_validate({**fields, "data": _json(data)})
     except ValidationError as error:
@@ -109,12 +109,3 @@ def _json(text: str | None) -> Any:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         raise InputError("--data and --amend take JSON; text needs quotes of its own: --amend '\"like this\"'") from None
-
-
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container without a name for its user
-        return ""

@@ -20,8 +20,10 @@ from shared.messages.payloads import (
     UsageByModel,
     WorkflowCancelled,
     WorkflowFinished,
+    WorkflowPaused,
     WorkflowRequested,
     WorkflowSignalled,
+    WorkflowUnpaused,
 )
 from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
 
@@ -52,8 +54,10 @@ __all__ = [
     "UsageByModel",
     "WorkflowCancelled",
     "WorkflowFinished",
+    "WorkflowPaused",
     "WorkflowRequested",
     "WorkflowSignalled",
+    "WorkflowUnpaused",
     "approval_links",
     "decode",
     "open_envelope",

@@ -194,6 +194,26 @@ class WorkflowCancelled(Payload):
 
     workflow: WorkflowId
     reason: str = Field(default="", max_length=500)
+    by: str = Field(default="", max_length=200)
+
+
+class WorkflowPaused(Payload):
+    """`agentteam.workflow.paused.v1`: somebody wants nothing more of a workflow to start for now.
+
+    `by` is whoever the sender says it is.
+    """
+
+    workflow: WorkflowId
+    reason: str = Field(default="", max_length=500)
+    by: str = Field(default="", max_length=200)
+
+
+class WorkflowUnpaused(Payload):
+    """`agentteam.workflow.unpaused.v1`: somebody wants a paused workflow to go on."""
+
+    workflow: WorkflowId
+    reason: str = Field(default="", max_length=500)
+    by: str = Field(default="", max_length=200)
 
 
 Decision = Literal["approve", "reject", "amend"]
@@ -239,6 +259,8 @@ class WorkflowFinished(Payload):
 TYPES: dict[str, type[Payload]] = {
     "agentteam.workflow.requested.v1": WorkflowRequested,
     "agentteam.workflow.cancelled.v1": WorkflowCancelled,
+    "agentteam.workflow.paused.v1": WorkflowPaused,
+    "agentteam.workflow.unpaused.v1": WorkflowUnpaused,
     "agentteam.workflow.signalled.v1": WorkflowSignalled,
     "agentteam.workflow.finished.v1": WorkflowFinished,
     "agentteam.step.dispatched.v1": StepDispatched,

@@ -33,9 +33,10 @@ async def fork(
     function: str,
     request_key: str | None = None,
     traceparent: str | None = None,
+    tenant: str = "",
     held: bool = False,
 ) -> Command:
-    """Start the fork and return the state's answer: `{workflow, status, created, …}`. It is durable by then.
+    """Start the fork for `tenant` and return the state's answer: `{workflow, status, created, …}`. It is durable by then.
 
     With `held` it waits in the queue for whoever ticks next, and nothing is published here. Raises NotFound, InputError for an
     entry or a field that is not there, Conflict when `request_key` was used for another request.
@@ -60,6 +61,7 @@ async def fork(
         "request_key": request_key,
         "request_hash": request_hash,
         "traceparent": traceparent,
+        "tenant": tenant,
     }
     commands = await live.store.fork(event, held=held)
     answer, *_ = await live.dispatcher(function).carry_out(commands, traceparent=traceparent)

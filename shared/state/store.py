@@ -60,6 +60,15 @@ class WorkflowStore:
         page: list[dict[str, Any]] = await self._caller.call("list_workflows", arguments)
         return page
 
+    async def cancel_receipt(self, workflow: str) -> dict[str, Any] | None:
+        """What its cancellation found and stopped; None when the workflow was not cancelled.
+
+        `{at, by, reason, was, running, running_steps: [{step, agent, attempt, since}], stopped, stopped_steps, finished, usage}`;
+        of the steps the first 50 are named.
+        """
+        receipt: dict[str, Any] | None = await self._caller.call("cancel_receipt", {"id": workflow})
+        return receipt
+
     async def queued(self) -> int:
         """How many workflows wait for their turn."""
         return int(await self._caller.call("count_queued", {}))

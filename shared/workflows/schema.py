@@ -54,6 +54,13 @@ _MEANINGS: Final[Mapping[str, str]] = {
     "Step.timeout_seconds": "Seconds for one attempt.",
     "Step.max_retries": "Attempts after the first that failed; ORCH_MAX_RETRIES when left out.",
     "Step.on_failure": "fail: its failure fails the workflow. continue: the steps that need it go on, with null for its output.",
+    "Step.spawn": "What the agent may add to the workflow; left out, the platform's limits hold.",
+    "SpawnLimits.agents": "Agents that it may add steps for; left out, all.",
+    "SpawnLimits.max_steps": "Steps that it may add, with all that those add.",
+    "SpawnLimits.max_depth": "Levels of added steps under it; 0: its steps add none.",
+    "Schedule.cron": "Five fields, in UTC: minute, hour, day of the month, month, day of the week.",
+    "Schedule.catch_up": "What becomes of ticks that were missed by more than five minutes: skip, last, or all of them.",
+    "Schedule.input": "The input of each run.",
     "Approval.prompt": "What the person is asked; a template.",
     "Approval.timeout_seconds": "Seconds until it is too late to decide; left out, it waits for ever.",
     "Approval.default": "What counts when nobody decided in time; left out, the step fails.",
@@ -65,6 +72,7 @@ _MEANINGS: Final[Mapping[str, str]] = {
 """Of every key. A field that describes itself needs no line here."""
 
 _SHAPES: Final[Mapping[str, Json]] = {
+    "Definition.schedule": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Schedule"}, _NULL]},
     "Step.when": {"anyOf": [{"type": "boolean"}, _LOOK_UP, _NULL]},
     "Step.for_each": {"anyOf": [{"type": "array"}, _LOOK_UP, _NULL]},
     "Wait.seconds": {"anyOf": [{"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_SECONDS}, _LOOK_UP, _NULL]},
@@ -131,6 +139,7 @@ def _step_rules() -> list[Json]:
         _rule(waits, {"properties": dict.fromkeys(_FOR_WORK, False)}),
         _rule(_given("agent"), {"properties": {"with": {"maxProperties": 0}}}),
         _rule(_given("pattern"), {"properties": {"input": _NULL}}),
+        _rule(_given("workflow"), {"properties": dict.fromkeys(("with", "timeout_seconds", "max_retries"), False)}),
     ]
     for name, pattern in sorted(PATTERNS.items()):
         chosen = {"required": ["pattern"], "properties": {"pattern": {"const": name}}}

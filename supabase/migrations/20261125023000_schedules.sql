@@ -114,7 +114,8 @@ begin
     end if;
     insert into workflows (
         id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
-        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
+        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at,
+        tenant
     )
     values (
         wf, event ->> 'request_key', event ->> 'request_hash', event ->> 'name', (event ->> 'version')::integer, 'QUEUED',
@@ -122,7 +123,8 @@ begin
         array(select jsonb_array_elements_text(event -> 'output_needs')), (event ->> 'output_uses_input')::boolean,
         (event ->> 'max_steps')::integer, (event ->> 'max_tokens')::bigint, (event ->> 'max_cost_microdollars')::bigint,
         (event ->> 'deadline_seconds')::double precision, event ->> 'callback_url', event ->> 'traceparent',
-        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment
+        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment,
+        coalesce(event ->> 'tenant', '')
     )
     on conflict do nothing;
     created := found;
@@ -188,8 +190,9 @@ language plpgsql as $$
 declare
     effect _effect;
     start_at timestamptz := moment + make_interval(secs => delay_seconds);
-    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper.
-    soon boolean := delay_seconds <= 10;
+    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper, and none is kept while paused.
+    soon boolean := delay_seconds <= 10
+        and exists (select from workflows as w where w.id = s.workflow_id and w.paused_at is null);
     due timestamptz := case when soon then start_at + _lease(s.timeout_seconds) else start_at end;
 begin
     update steps as t
@@ -312,7 +315,9 @@ begin
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         -- One that is refused must not make others' commands come again; one that is not says itself that it touched its workflow.
-        where e.value ? 'workflow' and e.value ->> 'type' not in ('step.redriven', 'step.signalled')
+        where e.value ? 'workflow' and e.value ->> 'type' not in (
+            'step.redriven', 'step.signalled', 'workflow.paused', 'workflow.unpaused'
+        )
         group by 1
     ) as t;
     -- In one order, so that two batches cannot wait for each other.
@@ -333,6 +338,10 @@ begin
                 effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
                 effect := _on_cancelled(event.body, event.cause, moment);
+            when event.type = 'workflow.paused' then
+                effect := _on_paused(event.body, event.cause, moment);
+            when event.type = 'workflow.unpaused' then
+                effect := _on_unpaused(event.body, event.cause, moment);
             when event.type = 'step.redriven' then
                 effect := _on_redriven(event.body, event.cause, moment);
             when event.type = 'step.signalled' then
@@ -412,7 +421,7 @@ begin
             w.steps_open > 0 and coalesce(w.cost_microdollars > w.max_cost_microdollars, false) as no_money
         from unnest(touched) as t
         join workflows as w on w.id = t.workflow_id
-        where w.status <> 'RUNNING' or w.steps_waiting > 0
+        where w.status <> 'RUNNING' or w.steps_waiting > 0 or w.paused_at is not null
             or w.input_tokens + w.output_tokens > w.max_tokens
             or w.cost_microdollars > w.max_cost_microdollars
         group by w.id
@@ -590,3 +599,76 @@ begin atomic
     from workflows as w
     where w.id = workflow_snapshot.id and exists (select from entry);
 end;
+
+create or replace function _on_tick(event jsonb, cause integer, moment timestamptz) returns _effect
+language plpgsql as $$
+declare
+    effect _effect;
+    one _effect;
+    recover boolean := coalesce((event ->> 'recover')::boolean, false);
+    expired integer := 0;
+    wf record;
+    s steps;
+begin
+    effect.started := '{}';
+    effect.ended := '{}';
+    effect.touched := '{}';
+    for wf in
+        select w.id, w.deadline_at from workflows as w
+        where w.id in (
+            select r.id from workflows as r
+            where r.status = 'RUNNING' and (
+                r.wake_at <= moment or recover
+                -- Whoever was to render its output may be gone; they may also just be about it.
+                or r.steps_open = 0 and exists (
+                    select from history as h where h.workflow_id = r.id and h.seq = r.seq and h.at <= moment - interval '10 seconds'
+                )
+            )
+            union all
+            select r.id from workflows as r where r.status in ('WAITING', 'QUEUED') and r.wake_at <= moment
+        )
+        -- Said once more: whoever held the row until now may have changed it.
+        and (w.wake_at <= moment or w.status = 'RUNNING' and (w.steps_open = 0 or recover))
+        order by w.id
+        limit coalesce((event ->> 'limit')::integer, 500)
+        for update skip locked
+    loop
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
+        if wf.deadline_at <= moment then
+            perform _end_workflow(wf.id, 'FAILED', jsonb_build_object(
+                'type', 'BudgetExceeded', 'message', 'the workflow passed its deadline_seconds'
+            ), null, moment);
+            continue;
+        end if;
+        for s in
+            select t.* from steps as t
+            where t.workflow_id = wf.id and t.due_at is not null and (t.due_at <= moment or recover)
+            order by t.position
+        loop
+            -- One that was due before it may have failed the nested workflow that both are in.
+            continue when exists (select from steps as t where t.workflow_id = wf.id and t.id = s.id and _is_final(t.status));
+            one := _on_due(s, recover, cause, moment);
+            expired := expired + (s.status = 'RUNNING' and not recover)::integer;
+            effect.started := effect.started || one.started;
+            effect.ended := effect.ended || one.ended;
+            exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
+        end loop;
+        update workflows as w set wake_at = _wakes_at(w) where w.id = wf.id and not _is_final(w.status);
+    end loop;
+    for wf in
+        select w.id from workflows as w
+        -- Whoever was to tell of an end may be gone: it is told twice, and whoever tells the callback knows the copy.
+        where w.callback_url is not null and w.finished_at > moment - interval '1 hour' and (w.wake_at <= moment or recover and w.wake_at is not null)
+        order by w.finished_at
+        limit coalesce((event ->> 'limit')::integer, 500)
+        for update skip locked
+    loop
+        update workflows as w set wake_at = null where w.id = wf.id;
+        effect.touched := effect.touched || row(wf.id, null, cause)::_step_ref;
+    end loop;
+    if expired > 0 then
+        effect.reply := jsonb_build_object('type', 'expired', 'cause', cause, 'attempts', expired);
+    end if;
+    return effect;
+end;
+$$;

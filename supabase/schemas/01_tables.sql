@@ -41,7 +41,10 @@ create table workflows (
     forked_from text collate "C",
     forked_at integer,
     admitted_at timestamptz,
-    steps_waiting integer not null default 0
+    steps_waiting integer not null default 0,
+    tenant text collate "C" not null default '',
+    paused_at timestamptz,
+    paused_by text
 ) with (
     fillfactor = 60, autovacuum_vacuum_threshold = 1000, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0
 );
@@ -56,19 +59,29 @@ comment on column workflows.wake_at is
     'Nothing in this workflow is due before; the sweeper looks at it then and works out the next moment. Of one that ended: when to tell its callback again.';
 comment on column workflows.admitted_at is 'When it last got a slot; later than started_at when it had given its first one away to wait.';
 comment on column workflows.steps_waiting is 'Steps that wait for people, time or a signal. Only while there are any can the workflow give its slot away.';
+comment on column workflows.tenant is 'Who asked for it: the name of their API key; empty where nobody was asked for one. Tenants share the slots.';
+comment on column workflows.paused_at is 'Since when nothing of it may start; null when all may. What is at work ends, and then it is WAITING.';
+comment on column workflows.paused_by is 'Who paused it; empty where nobody said so.';
 comment on column workflows.resumed is 'How often it went on after it had failed. Each time it ends anew, and says so in a message of its own.';
 comment on column workflows.forked_from is 'The workflow whose finished steps it took over; perhaps no longer there.';
 comment on column workflows.forked_at is 'The entry of that one''s history up to which it did.';
 
 -- Both stay as small as the number of workflows that run or wait for a slot.
 create index workflows_running on workflows (id) where status = 'RUNNING';
-create index workflows_queued on workflows (priority desc, id) where status = 'QUEUED';
+create index workflows_queued on workflows (priority desc, tenant, id) where status = 'QUEUED';
 -- Not by wake_at, which changes with each dispatch: an index that knew it would end heap-only updates.
 create index workflows_called_back on workflows (finished_at) where callback_url is not null;
 -- Written once, when the workflow ends, in an update that leaves an index anyway.
 create index workflows_finished on workflows (finished_at) where finished_at is not null;
 -- However many wait for a day or a year, the sweeper finds those whose moment has come.
 create index workflows_waiting on workflows (wake_at) where status in ('WAITING', 'QUEUED');
+
+create table turns (
+    tenant text collate "C" primary key,
+    turn bigint generated always as identity
+);
+
+comment on table turns is 'Which tenant was served last: the greater the turn, the later. One row for each who ever was, written by `_admit` alone.';
 
 create table steps (
     workflow_id text collate "C" not null,

@@ -123,9 +123,12 @@ declare
 begin
     with running as (
         update steps as s
-        set status = 'RUNNING', attempt = s.attempt + case when s.woken is null then 1 else 0 end, started_at = moment, due_at = moment + _lease(s.timeout_seconds)
+        set status = 'RUNNING', started_at = moment, due_at = moment + _lease(s.timeout_seconds),
+            attempt = s.attempt + case when s.status = 'PENDING' and s.woken is null then 1 else 0 end
         from unnest(ready) as r
-        where s.workflow_id = r.workflow_id and s.id = r.step_id and s.status = 'PENDING'
+        join workflows as w on w.id = r.workflow_id and w.status = 'RUNNING' and w.paused_at is null
+        where s.workflow_id = r.workflow_id and s.id = r.step_id
+            and (s.status = 'PENDING' or s.status = 'WAITING' and s.children is null and s.signal is null)
         returning s.workflow_id, s.id, s.attempt, s.due_at
     )
     select array_agg(row(g.workflow_id, g.id, 'step.dispatched', g.attempt, null, 0, null, g.due_at)::_note)
@@ -134,7 +137,7 @@ begin
 end;
 $$;
 comment on function _start is
-    'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed. One that was woken goes on with its own.';
+    'PENDING steps whose needs have ended get their first attempt, or their next one after their workflow was resumed. One that was woken, or waited for a retry while its workflow was paused, goes on with its own. Of a paused workflow none starts.';
 
 create function _settle(inout ended _step_ref[], moment timestamptz, out ready _step_ref[], out notes _note[])
 language plpgsql as $$
@@ -257,7 +260,10 @@ comment on function _roots is 'The steps that a workflow starts with.';
 create function _begun(w workflows) returns text[]
 language plpgsql as $$
 begin
-    if w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at then
+    if w.resumed = 0 and w.forked_from is null and w.admitted_at = w.started_at
+        -- One that was woken may have got both its slots in one moment.
+        and not exists (select from history as h where h.workflow_id = w.id and h.type = 'workflow.woken')
+    then
         return _roots(w.id);
     end if;
     return array(
@@ -281,7 +287,41 @@ end;
 $$;
 comment on function _ready is 'Those of some steps that wait for nothing.';
 
-create function _end_workflow(workflow text, outcome text, why jsonb, result jsonb, moment timestamptz) returns void
+create function _startable(workflow text, cause integer, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+begin
+    return array(
+        select row(workflow, s.id, cause)::_step_ref
+        from steps as s
+        where s.workflow_id = workflow and (
+            s.status = 'PENDING' and s.needs_open = 0
+            or s.status = 'WAITING' and s.children is null and s.signal is null and s.due_at <= moment
+        )
+        order by s.position
+    );
+end;
+$$;
+comment on function _startable is
+    'What a workflow goes on with: its roots when it is new, else wherever it was, retries that came due while it was paused included.';
+
+create function _wakes_at(w workflows) returns timestamptz
+language plpgsql as $$
+begin
+    return least(w.deadline_at, (
+        select min(s.due_at) from steps as s
+        -- What may not start before its workflow goes on is nothing to look for.
+        where s.workflow_id = w.id and (
+            s.status = 'RUNNING' or w.paused_at is null and (w.status = 'RUNNING' or s.signal is not null)
+        )
+    ));
+end;
+$$;
+comment on function _wakes_at is 'When the sweeper has to look at a workflow again.';
+
+create function _end_workflow(
+    workflow text, outcome text, why jsonb, result jsonb, moment timestamptz, receipt jsonb default null
+)
+returns void
 language plpgsql as $$
 declare
     stopped integer;
@@ -291,14 +331,14 @@ begin
     where s.workflow_id = workflow and not _is_final(s.status);
     get diagnostics stopped = row_count;
     update workflows as w
-    set status = outcome, error = why, output = result, finished_at = moment, steps_waiting = 0,
+    set status = outcome, error = why, output = result, finished_at = moment, steps_waiting = 0, paused_at = null, paused_by = null,
         wake_at = case when w.callback_url is not null then moment + interval '1 minute' end
     where w.id = workflow;
     perform _write(
         array[row(
             workflow, null,
             case outcome when 'SUCCESS' then 'workflow.succeeded' when 'FAILED' then 'workflow.failed' else 'workflow.cancelled' end,
-            null, why, stopped, null, null
+            null, case when receipt is null then why else why || jsonb_build_object('receipt', receipt) end, stopped, null, null
         )::_note],
         moment
     );

@@ -15,7 +15,8 @@ begin
     end if;
     insert into workflows (
         id, request_key, request_hash, name, version, status, priority, input, output_template, output_needs, output_uses_input,
-        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at
+        max_steps, max_tokens, max_cost_microdollars, deadline_seconds, callback_url, traceparent, steps_total, steps_open, created_at,
+        tenant
     )
     values (
         wf, event ->> 'request_key', event ->> 'request_hash', event ->> 'name', (event ->> 'version')::integer, 'QUEUED',
@@ -23,7 +24,8 @@ begin
         array(select jsonb_array_elements_text(event -> 'output_needs')), (event ->> 'output_uses_input')::boolean,
         (event ->> 'max_steps')::integer, (event ->> 'max_tokens')::bigint, (event ->> 'max_cost_microdollars')::bigint,
         (event ->> 'deadline_seconds')::double precision, event ->> 'callback_url', event ->> 'traceparent',
-        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment
+        jsonb_array_length(event -> 'steps'), jsonb_array_length(event -> 'steps'), moment,
+        coalesce(event ->> 'tenant', '')
     )
     on conflict do nothing;
     created := found;
@@ -96,7 +98,8 @@ begin
     if not _is_final(known.status) then
         perform _end_workflow(
             event ->> 'workflow', 'CANCELLED',
-            jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment
+            jsonb_build_object('type', 'Cancelled', 'message', coalesce(event ->> 'reason', '')), null, moment,
+            _receipt(known, event, moment)
         );
     end if;
     return effect;
@@ -145,8 +148,9 @@ language plpgsql as $$
 declare
     effect _effect;
     start_at timestamptz := moment + make_interval(secs => delay_seconds);
-    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper.
-    soon boolean := delay_seconds <= 10;
+    -- Short delays are waited out by whoever publishes; later moments belong to the sweeper, and none is kept while paused.
+    soon boolean := delay_seconds <= 10
+        and exists (select from workflows as w where w.id = s.workflow_id and w.paused_at is null);
     due timestamptz := case when soon then start_at + _lease(s.timeout_seconds) else start_at end;
 begin
     update steps as t

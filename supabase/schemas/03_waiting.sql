@@ -9,27 +9,31 @@ declare
     );
     shown jsonb := event -> 'wait' || jsonb_build_object('since', moment, 'until', due);
     why jsonb := _take_kept(s);
+    held boolean := exists (select from workflows as w where w.id = s.workflow_id and w.paused_at is not null);
 begin
     if why is null and due <= moment then
         why := jsonb_build_object('woken_by', 'time', 'at', moment);
     end if;
     update steps as t
-    set wait = shown, woken = why, status = case when why is null then 'WAITING' else 'RUNNING' end,
-        due_at = case when why is null then due else t.due_at end
+    set wait = shown, woken = why,
+        status = case when why is null then 'WAITING' when held then 'PENDING' else 'RUNNING' end,
+        due_at = case when why is null then due when not held then t.due_at end
     where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(s.workflow_id, s.id, 'step.waiting', s.attempt, shown, 0, null, due)::_note]
         || case when why is not null then
             array[
-                row(s.workflow_id, s.id, 'step.woken', s.attempt, jsonb_build_object('by', why -> 'woken_by'), 0, null, null)::_note,
-                row(s.workflow_id, s.id, 'step.dispatched', s.attempt, null, 0, null, null)::_note
+                row(s.workflow_id, s.id, 'step.woken', s.attempt, jsonb_build_object('by', why -> 'woken_by'), 0, null, null)::_note
             ]
+        end
+        || case when why is not null and not held then
+            array[row(s.workflow_id, s.id, 'step.dispatched', s.attempt, null, 0, null, null)::_note]
         end,
         moment
     );
     if why is null then
         update workflows as w set steps_waiting = w.steps_waiting + 1 where w.id = s.workflow_id;
-    else
+    elsif not held then
         effect.started := array[row(s.workflow_id, s.id, cause)::_step_ref];
     end if;
     return effect;
@@ -57,44 +61,51 @@ language plpgsql as $$
 declare
     ready _step_ref[] := array[row(s.workflow_id, s.id, cause)::_step_ref];
     state text;
+    held boolean;
 begin
     update steps as t set status = 'PENDING', woken = why, due_at = null where t.workflow_id = s.workflow_id and t.id = s.id;
     perform _write(
         array[row(s.workflow_id, s.id, 'step.woken', s.attempt, jsonb_build_object('by', why -> 'woken_by'), 0, null, null)::_note],
         moment
     );
-    update workflows as w set steps_waiting = w.steps_waiting - 1 where w.id = s.workflow_id returning w.status into state;
+    update workflows as w set steps_waiting = w.steps_waiting - 1 where w.id = s.workflow_id
+    returning w.status, w.paused_at is not null into state, held;
     if state = 'RUNNING' then
         perform _write(_start(ready, moment), moment);
         return ready;
     end if;
-    if state = 'WAITING' then
+    if state = 'WAITING' and not held then
         update workflows as w set status = 'QUEUED' where w.id = s.workflow_id;
         perform _write(array[row(s.workflow_id, null, 'workflow.woken', null, null, 0, null, null)::_note], moment);
     end if;
     return '{}';
 end;
 $$;
-comment on function _wake is 'A step waits no longer. It goes on at once where its workflow has a slot; else its workflow waits for one.';
+comment on function _wake is
+    'A step waits no longer. It goes on at once where its workflow has a slot; else its workflow waits for one, unless it is paused.';
 
 create function _park(workflow text, moment timestamptz) returns void
 language plpgsql as $$
 begin
-    -- A step that was deferred starts again by itself, soon: it keeps the slot.
     update workflows as w
-    set status = 'WAITING',
-        wake_at = least(w.deadline_at, (select min(s.due_at) from steps as s where s.workflow_id = w.id))
-    where w.id = workflow and w.status = 'RUNNING' and w.steps_waiting > 0 and not exists (
-        select from steps as s
-        where s.workflow_id = w.id
-            and (s.status = 'RUNNING' or s.status = 'WAITING' and s.children is null and s.signal is null)
+    set status = 'WAITING'
+    where w.id = workflow and (
+        w.status = 'RUNNING' and (w.steps_waiting > 0 or w.paused_at is not null and w.steps_open > 0) and not exists (
+            select from steps as s
+            -- A step that was deferred starts again by itself, soon: it keeps the slot, unless it may not.
+            where s.workflow_id = w.id and (
+                s.status = 'RUNNING' or w.paused_at is null and s.status = 'WAITING' and s.children is null and s.signal is null
+            )
+        )
+        or w.status = 'QUEUED' and w.paused_at is not null
     );
     if found then
+        update workflows as w set wake_at = _wakes_at(w) where w.id = workflow;
         perform _write(array[row(workflow, null, 'workflow.waiting', null, null, 0, null, null)::_note], moment);
     end if;
 end;
 $$;
-comment on function _park is 'A workflow in which nothing is at work and something waits frees its slot.';
+comment on function _park is 'A workflow in which nothing is at work and something waits, or which is paused, frees its slot or its place in the queue.';
 
 create function _on_signalled(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$

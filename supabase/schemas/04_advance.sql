@@ -1,64 +1,5 @@
 -- The one door: events in, commands out, one transaction.
 
-create function _admit(max_running integer, touched _step_ref[], freed _step_ref, moment timestamptz) returns _step_ref[]
-language plpgsql as $$
-declare
-    started _step_ref[] := '{}';
-    queued record;
-    roots _step_ref[];
-begin
-    -- Slots are counted under a lock of their own; whoever waits here holds only rows that nobody needs to count.
-    perform pg_advisory_xact_lock(hashtext('agent-team admission'));
-    for queued in
-        select w.id, (select t.cause from unnest(touched) as t where t.workflow_id = w.id limit 1) as cause
-        from workflows as w
-        where w.status = 'QUEUED'
-        order by w.priority desc, w.id
-        limit greatest(0, max_running - (select count(*) from workflows as r where r.status = 'RUNNING'))
-        for update skip locked
-    loop
-        update workflows as w
-        -- One that gave its slot away to wait has begun before: its deadline counts from then.
-        set status = 'RUNNING', admitted_at = moment, admitted_by = freed.workflow_id,
-            started_at = case when w.admitted_at is null then moment else w.started_at end,
-            deadline_at = coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
-            wake_at = least(w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)))
-        where w.id = queued.id;
-        roots := _ready(
-            queued.id,
-            -- Of a new workflow these are its roots; one that was resumed or woken goes on wherever it was.
-            array(
-                select s.id from steps as s
-                where s.workflow_id = queued.id and s.status = 'PENDING' and s.needs_open = 0
-                order by s.position
-            ),
-            coalesce(queued.cause, freed.cause, 0)
-        );
-        perform _write(
-            array[row(queued.id, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(roots, moment), moment
-        );
-        started := started || roots;
-    end loop;
-    return started;
-end;
-$$;
-comment on function _admit is 'Start queued workflows while fewer than max_running run: higher priority first, then the older.';
-
-create function _admitted(by_workflow text, cause integer) returns _step_ref[]
-language plpgsql as $$
-declare
-    started _step_ref[] := '{}';
-    running workflows;
-begin
-    for running in select w.* from workflows as w where w.status = 'RUNNING' and w.admitted_by = by_workflow loop
-        started := started || _again(running.id, _begun(running), cause, true);
-    end loop;
-    return started;
-end;
-$$;
-comment on function _admitted is
-    'What a workflow had started by giving its slot away when it ended or began to wait: returned again when its last event is repeated.';
-
 create function _on_tick(event jsonb, cause integer, moment timestamptz) returns _effect
 language plpgsql as $$
 declare
@@ -112,9 +53,7 @@ begin
             effect.ended := effect.ended || one.ended;
             exit when (select _is_final(w.status) from workflows as w where w.id = wf.id);
         end loop;
-        update workflows as w
-        set wake_at = least(w.deadline_at, (select min(t.due_at) from steps as t where t.workflow_id = wf.id))
-        where w.id = wf.id and not _is_final(w.status);
+        update workflows as w set wake_at = _wakes_at(w) where w.id = wf.id and not _is_final(w.status);
     end loop;
     for wf in
         select w.id from workflows as w
@@ -139,6 +78,7 @@ create function _on_due(s steps, recover boolean, cause integer, moment timestam
 language plpgsql as $$
 declare
     effect _effect;
+    w workflows;
 begin
     if s.status = 'RUNNING' and not recover then
         if s.attempt > s.max_retries then
@@ -148,7 +88,9 @@ begin
         end if;
         return _retry_step(s, 'step.lease_expired', '{}', 0, cause, moment);
     end if;
-    if s.status = 'WAITING' and s.due_at > moment then
+    select k.* into w from workflows as k where k.id = s.workflow_id;
+    -- What is to start again needs a slot; what only waits may be woken without one.
+    if s.status = 'WAITING' and (s.due_at > moment or w.paused_at is not null or s.signal is null and w.status <> 'RUNNING') then
         return effect;
     end if;
     if s.status = 'WAITING' and s.signal is not null then
@@ -273,7 +215,9 @@ begin
         select e.value ->> 'workflow' as workflow_id, max(e.ordinality)::integer - 1 as cause
         from jsonb_array_elements(events) with ordinality as e
         -- One that is refused must not make others' commands come again; one that is not says itself that it touched its workflow.
-        where e.value ? 'workflow' and e.value ->> 'type' not in ('step.redriven', 'step.signalled')
+        where e.value ? 'workflow' and e.value ->> 'type' not in (
+            'step.redriven', 'step.signalled', 'workflow.paused', 'workflow.unpaused'
+        )
         group by 1
     ) as t;
     -- In one order, so that two batches cannot wait for each other.
@@ -294,6 +238,10 @@ begin
                 effect := _on_rendered(event.body, event.cause, moment);
             when event.type = 'workflow.cancelled' then
                 effect := _on_cancelled(event.body, event.cause, moment);
+            when event.type = 'workflow.paused' then
+                effect := _on_paused(event.body, event.cause, moment);
+            when event.type = 'workflow.unpaused' then
+                effect := _on_unpaused(event.body, event.cause, moment);
             when event.type = 'step.redriven' then
                 effect := _on_redriven(event.body, event.cause, moment);
             when event.type = 'step.signalled' then
@@ -373,7 +321,7 @@ begin
             w.steps_open > 0 and coalesce(w.cost_microdollars > w.max_cost_microdollars, false) as no_money
         from unnest(touched) as t
         join workflows as w on w.id = t.workflow_id
-        where w.status <> 'RUNNING' or w.steps_waiting > 0
+        where w.status <> 'RUNNING' or w.steps_waiting > 0 or w.paused_at is not null
             or w.input_tokens + w.output_tokens > w.max_tokens
             or w.cost_microdollars > w.max_cost_microdollars
         group by w.id

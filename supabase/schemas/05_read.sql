@@ -6,6 +6,60 @@ return json_build_object(
     'model_calls', model_calls, 'input_tokens', input_tokens, 'output_tokens', output_tokens, 'cost_microdollars', cost_microdollars
 );
 
+create function _queue_place(w workflows) returns json
+language plpgsql stable
+set enable_seqscan = off
+set enable_hashjoin = off
+set enable_mergejoin = off
+set jit = off
+as $$
+declare
+    -- Beyond these nobody counts: a page of places must stay cheap, however many wait.
+    most constant integer := 1000;
+    most_tenants constant integer := 100;
+    busy jsonb := _busy();
+    own record;
+    ahead integer;
+    exact boolean;
+begin
+    select count(*) into ahead from (
+        select from workflows as q where q.status = 'QUEUED' and q.priority > w.priority limit most
+    ) as h;
+    -- Those of a higher priority change what their tenants run by the time.
+    exact := ahead = 0;
+    if ahead < most then
+        select count(*)::integer as place, coalesce(min(h.id), w.id) as head, coalesce((busy ->> w.tenant)::integer, 0) as running,
+            coalesce((select t.turn from turns as t where t.tenant = w.tenant), 0) as turn
+        into own
+        from (
+            select q.id from workflows as q
+            where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = w.tenant and q.id < w.id
+            order by q.id limit most
+        ) as h;
+        ahead := ahead + own.place + (
+            select count(*)
+            from (
+                -- As many of each other tenant's as `_in_turn` puts before this one.
+                select q.id
+                from (select k.*, coalesce((busy ->> k.tenant)::integer, 0) as running from _tenants(w.priority, most_tenants) as k) as t
+                cross join lateral (
+                    select q.id from workflows as q
+                    where q.status = 'QUEUED' and q.priority = w.priority and q.tenant = t.tenant and t.tenant <> w.tenant
+                    order by q.id
+                    limit greatest(0, own.running + own.place - t.running
+                        + ((-t.running, t.turn, t.head) < (-own.running, own.turn, own.head))::integer)
+                ) as q
+                limit most
+            ) as h
+        );
+        exact := exact and ahead < most and (select count(*) from _tenants(w.priority, most_tenants)) < most_tenants;
+    end if;
+    return json_build_object('position', least(ahead, most) + 1, 'ahead', least(ahead, most), 'exact', exact);
+end;
+$$;
+comment on function _queue_place is
+    'Where a queued workflow stands if slots become free one by one while all that runs goes on; an estimate when not exact.';
+
 create function _head(w workflows) returns json
 language sql stable
 return json_build_object(
@@ -13,7 +67,9 @@ return json_build_object(
     'steps_total', w.steps_total, 'steps_open', w.steps_open, 'error', w.error,
     'usage', _usage(w.model_calls, w.input_tokens, w.output_tokens, w.cost_microdollars),
     'created_at', w.created_at, 'started_at', w.started_at, 'finished_at', w.finished_at,
-    'forked_from', w.forked_from, 'forked_at', w.forked_at
+    'forked_from', w.forked_from, 'forked_at', w.forked_at,
+    'tenant', w.tenant, 'paused_at', w.paused_at, 'paused_by', w.paused_by,
+    'queue', case when w.status = 'QUEUED' then _queue_place(w) end
 );
 
 create function get_workflow(id text) returns json
@@ -61,6 +117,16 @@ begin atomic
     ) as page;
 end;
 comment on function list_workflows is 'The newest workflows first; before is the last id of the page before.';
+
+create function cancel_receipt(id text) returns json
+language sql stable
+begin atomic
+    select h.data -> 'receipt' from history as h
+    where h.workflow_id = cancel_receipt.id and h.type = 'workflow.cancelled'
+    order by h.seq desc
+    limit 1;
+end;
+comment on function cancel_receipt is 'What the cancellation of a workflow found and stopped; null when it was not cancelled.';
 
 create function count_queued() returns bigint
 language sql stable

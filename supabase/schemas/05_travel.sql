@@ -169,7 +169,7 @@ begin
         'status', 'QUEUED', 'output', null, 'error', null, 'callback_url', null, 'seq', 0, 'resumed', 0, 'admitted_by', null,
         'model_calls', 0, 'input_tokens', 0, 'output_tokens', 0, 'cost_microdollars', 0,
         'created_at', moment, 'admitted_at', null, 'started_at', null, 'finished_at', null, 'deadline_at', null, 'wake_at', null,
-        'steps_waiting', 0
+        'steps_waiting', 0, 'tenant', coalesce(fork ->> 'tenant', ''), 'paused_at', null, 'paused_by', null
     )) as r
     on conflict do nothing;
     created := found;

@@ -71,7 +71,7 @@ def test_the_tour_of_the_readme_can_be_typed_as_it_stands_there(tmp_path: Path) 
     assert "SUCCESS in " in watched
     assert "· SUCCESS" in shown
     assert re.search(r"^id +workflow +status", shown, re.MULTILINE)
-    assert re.fullmatch(r"wf_\w{26} is cancelled\n", cancelled)
+    assert re.match(r"wf_\w{26} is cancelled\nwas at work: ", cancelled)
     assert "added  docs/architecture.md\n" in searched
     assert len(searched.splitlines()) > len(list((ROOT / "docs").rglob("*.md")))
     assert "ok  database: embedded PostgreSQL, schema current" in looked

@@ -13,7 +13,9 @@ START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 USAGE = {"model_calls": 1, "input_tokens": 20, "output_tokens": 10, "cost_microdollars": 5}
 LEASE = timedelta(seconds=900)
 """How long a step of 300 s may take before it is started again."""
-TABLES = ("workflows", "steps", "edges", "history", "signals", "dead_letters", "documents", "passages", "api_keys", "schedules")
+TABLES = (
+    "workflows", "turns", "steps", "edges", "history", "signals", "dead_letters", "documents", "passages", "api_keys", "schedules",
+)  # fmt: skip
 
 
 class Door:
@@ -173,6 +175,16 @@ def rendered(workflow: str = "wf_1", output: Any = "the output") -> Event:
 def cancelled(workflow: str = "wf_1") -> Event:
     """Somebody's wish that a workflow stops."""
     return {"type": "workflow.cancelled", "workflow": workflow, "reason": "no longer needed"}
+
+
+def paused(workflow: str = "wf_1", **more: Any) -> Event:
+    """Somebody's wish that nothing more of a workflow starts; copies of one have the same `key`."""
+    return {"type": "workflow.paused", "workflow": workflow, "by": "ann", **more}
+
+
+def unpaused(workflow: str = "wf_1", **more: Any) -> Event:
+    """Somebody's wish that it goes on."""
+    return {"type": "workflow.unpaused", "workflow": workflow, "by": "bob", **more}
 
 
 def tick(**more: Any) -> Event:

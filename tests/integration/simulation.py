@@ -18,6 +18,7 @@ from .door import (
     deferred,
     expanded,
     failed,
+    paused,
     redriven,
     rendered,
     requested,
@@ -25,6 +26,7 @@ from .door import (
     skipped,
     step,
     tick,
+    unpaused,
     waiting,
 )
 
@@ -89,6 +91,9 @@ class Team:
     _asked: set[tuple[str, str, int]] = field(default_factory=set)
     """Who waits without end, and has an answer under way."""
     _signals: int = 0
+    _pauses: int = 0
+    _paused: set[str] = field(default_factory=set)
+    """Whose pauses nobody has taken back since."""
     _takers: list[tuple[str, str, str]] = field(default_factory=list)
     _answered: set[tuple[str, str, int, int]] = field(default_factory=set)
     _dead: dict[tuple[str, str], Event] = field(default_factory=dict)
@@ -105,8 +110,11 @@ class Team:
         """One thing happens: a batch is delivered, something is repeated, time passes, somebody cancels."""
         if not self.flying:
             self._tick(LONGEST_WAIT)
+            # Whoever paused something looks after it.
+            for workflow in sorted(self._paused):
+                self._pause(workflow, on=True)
             return
-        match self.pick(14):
+        match self.pick(16):
             case 7:
                 self._tick(timedelta(seconds=self.pick(3) * 15))
             case 8:
@@ -119,6 +127,8 @@ class Team:
                 self._cancel()
             case 12 | 13:
                 self._signal()
+            case 14 | 15:
+                self._pause(self.workflows[self.pick(len(self.workflows))], on=self.pick(3) == 2)
             case _:
                 self._deliver()
 
@@ -193,6 +203,12 @@ class Team:
         workflow = self.workflows[self.pick(len(self.workflows))]
         if any(event["workflow"] == workflow for event in self.applied):
             self.flying.append(cancelled(workflow))
+
+    def _pause(self, workflow: str, *, on: bool) -> None:
+        if any(event["workflow"] == workflow for event in self.applied):
+            self._pauses += 1
+            (self._paused.discard if on else self._paused.add)(workflow)
+            self.flying.append((unpaused if on else paused)(workflow, key=f"pause-{self._pauses}"))
 
     def _tick(self, delay: timedelta, **more: Any) -> None:
         self.door.wait(delay)

@@ -17,6 +17,7 @@ READS = [
     "select get_workflow('wf_1')",
     "select list_workflows()",
     "select count_queued()",
+    "select cancel_receipt('wf_1')",
     "select workflow_history('wf_1')",
     "select workflow_snapshot('wf_1', 1)",
     "select advance('[]')",
@@ -79,7 +80,8 @@ async def test_the_public_roles_have_no_right_to_anything(supabase: "asyncpg.Con
         for right in ("select", "insert", "update", "delete", "truncate", "references", "trigger", "maintain"):
             assert not await supabase.fetchval("select has_table_privilege($1, $2, $3)", role, table, right), (table, right)
     for right in ("usage", "select", "update"):
-        assert not await supabase.fetchval("select has_sequence_privilege($1, 'dead_letters_id_seq', $2)", role, right)
+        for sequence in ("dead_letters_id_seq", "turns_turn_seq"):
+            assert not await supabase.fetchval("select has_sequence_privilege($1, $2, $3)", role, sequence, right)
     functions = await _functions(supabase)
     assert len(functions) > 20
     for function in functions:

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from functions.gateway import dead_letter_models, documents, models, schedules, signals
+from functions.gateway import control_models, dead_letter_models, documents, models, schedules, signals
 from functions.gateway.api import create_app
 from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
@@ -16,7 +16,7 @@ from tests.integration.test_gateway import client_of, settings
 from tests.support.library import AGENTS, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
-PLACES = (models, dead_letter_models, documents, schedules, signals)
+PLACES = (models, control_models, dead_letter_models, documents, schedules, signals)
 
 
 @pytest.fixture
@@ -45,6 +45,8 @@ def test_every_status_that_can_come_is_described_and_errors_are_problems(documen
         "POST /v1/workflows/{id}/cancel": "202 400 401 403 404 413 415 422 429 500 503",
         "POST /v1/workflows/{id}/fork": "202 400 401 403 404 413 415 422 429 500 503",
         "POST /v1/workflows/{id}/rerun": "202 400 401 403 404 409 413 415 422 429 500 503",
+        "POST /v1/workflows/{id}/pause": "202 400 401 403 404 409 413 415 422 429 500 503",
+        "POST /v1/workflows/{id}/resume": "202 400 401 403 404 409 413 415 422 429 500 503",
         "POST /v1/workflows/{id}/signals/{name}": "202 400 401 403 404 409 413 415 422 429 500 503",
         "GET /v1/workflows/{id}/events": "200 400 401 403 404 422 429 500 503",
         "POST /v1/agents/{name}/tasks": "202 400 401 403 404 413 415 422 429 500 503",

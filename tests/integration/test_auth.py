@@ -155,6 +155,8 @@ def test_what_each_scope_may_do_is_what_the_documentation_says(live: Runtime) ->
         "GET /v1/workflows/{id}/history": "read",
         "GET /v1/workflows/{id}/snapshots/{seq}": "read",
         "POST /v1/workflows/{id}/cancel": "submit",
+        "POST /v1/workflows/{id}/pause": "submit",
+        "POST /v1/workflows/{id}/resume": "submit",
         "GET /v1/workflows/{id}/events": "read",
         "POST /v1/workflows/{id}/fork": "submit",
         "POST /v1/workflows/{id}/rerun": "submit",
@@ -491,3 +493,15 @@ async def test_with_an_audience_production_is_not_closed_for_want_of_keys(opened
     live = opened(app_env="production", api_audience=AUDIENCE, api_callers={ROBOT: "read"})
     async with client_of(create_app(live)) as stranger:
         assert (await stranger.get("/metrics")).status_code == 401
+
+
+async def test_a_workflow_belongs_to_whoever_s_key_asked_for_it_and_they_are_who_paused_it(live: Runtime) -> None:
+    ann, bob = await live.store.keys.add("ann", "submit"), await live.store.keys.add("bob", "submit")
+    app = create_app(live)
+    async with client_of(app, ann) as hers, client_of(app, bob) as his:
+        id = (await hers.post("/v1/workflows", json={"workflow": "report", "input": {"brief": "Why?"}})).json()["id"]
+        task = (await his.post("/v1/agents/planner/tasks", json={"input": {"brief": "Why?"}})).json()["id"]
+        fork = (await his.post(f"/v1/workflows/{id}/fork", json={})).json()["id"]
+        assert [(await his.get(f"/v1/workflows/{one}")).json()["tenant"] for one in (id, task, fork)] == ["ann", "bob", "bob"]
+        assert (await his.post(f"/v1/workflows/{id}/pause", json={"by": "ann"})).json()["paused_by"] == "bob"
+        assert (await his.post(f"/v1/workflows/{id}/cancel", json={"by": "ann"})).json()["receipt"]["by"] == "bob"

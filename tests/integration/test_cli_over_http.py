@@ -404,15 +404,53 @@ def test_a_workflow_that_did_not_succeed_exits_with_1(run: Run) -> None:
 
 def test_what_was_cancelled_and_what_had_ended_are_told_apart(run: Run) -> None:
     running = json.dumps({**DONE, "finished_at": None, "status": "RUNNING"}).encode()
-    cancelled = json.dumps({"id": WORKFLOW, "status": "CANCELLED"}).encode()
+    at_work = {"step": "draft", "agent": "writer", "attempt": 2, "since": "2026-01-01T00:00:01Z"}
+    counts = {"running": 1, "running_steps": [at_work], "stopped": 7, "stopped_steps": [f"s{n}" for n in range(7)], "finished": 3}
+    receipt = {**counts, "usage": USAGE, "usage_may_grow": True}
+    cancelled = json.dumps({"id": WORKFLOW, "status": "CANCELLED", "receipt": receipt}).encode()
     with scripted(
         [answer(200, running), answer(202, cancelled), answer(200, json.dumps(DONE).encode()), answer(202, ACCEPTED)]
     ) as server:
         result = run("cancel", WORKFLOW, "--reason", "asked for twice", "--url", server.url)
-        assert (result.exit_code, result.stdout) == (0, f"{WORKFLOW} is cancelled\n")
-        assert json.loads(server.requests[1].body) == {"reason": "asked for twice"}
+        assert (result.exit_code, result.stdout.splitlines()) == (0, [
+            f"{WORKFLOW} is cancelled",
+            "was at work: 1 step: draft (writer, attempt 2)",
+            "stopped before: 7 steps: s0, s1, s2, s3, s4 and 2 more",
+            "had ended: 3 steps",
+            "used: 15 tokens, $0.0000 so far; calls that were under way may still add to it",
+        ])  # fmt: skip
+        sent = json.loads(server.requests[1].body)
+        assert (sent["reason"], set(sent)) == ("asked for twice", {"reason", "by"})
         again = run("cancel", WORKFLOW, "--json", "--url", server.url)
         assert json.loads(again.stdout)["had_ended"] is True
+
+
+def test_a_pause_and_a_resumption_say_what_comes_of_them(run: Run) -> None:
+    def pause(status: str, paused_at: str | None) -> bytes:
+        about = {"id": WORKFLOW, "status": status, "paused_at": paused_at, "paused_by": None}
+        return answer(202, json.dumps(about).encode())
+
+    at = "2026-01-01T00:00:00Z"
+    with scripted([pause("RUNNING", at), pause("WAITING", at), pause("QUEUED", None), pause("QUEUED", None)]) as server:
+        told = [run(verb, WORKFLOW, "--reason", "why", "--url", server.url) for verb in ("pause", "pause", "resume")]
+        as_json = run("resume", WORKFLOW, "--json", "--url", server.url)
+        asked = [(request.line.split()[1], json.loads(request.body)["reason"]) for request in server.requests]
+    assert [one.stdout for one in told] == [
+        f"{WORKFLOW} is paused; what is at work ends first; it goes on with: agent-team resume {WORKFLOW}\n",
+        f"{WORKFLOW} is paused; it goes on with: agent-team resume {WORKFLOW}\n",
+        f"{WORKFLOW} goes on: QUEUED\n",
+    ]
+    assert json.loads(as_json.stdout)["status"] == "QUEUED"
+    path = f"/v1/workflows/{WORKFLOW}"
+    assert asked == [(f"{path}/pause", "why"), (f"{path}/pause", "why"), (f"{path}/resume", "why"), (f"{path}/resume", "")]
+
+
+def test_who_watches_sees_the_place_in_the_queue(run: Run) -> None:
+    place = b'event: queue\ndata: {"position":3,"ahead":2,"exact":true}\n\n'
+    guess = b'event: queue\ndata: {"position":1001,"ahead":1000,"exact":false}\n\n'
+    with scripted([stream(guess, place, FIRST, END), answer(200, json.dumps(DONE).encode())]) as server:
+        result = run("watch", WORKFLOW, "--url", server.url)
+    assert "waiting for a free slot: about 1,001 in the queue\nwaiting for a free slot: 3 in the queue\n" in result.stdout
 
 
 @pytest.mark.parametrize("verb", ["watch", "show", "cancel"])

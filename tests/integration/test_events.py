@@ -196,6 +196,18 @@ async def test_whoever_is_behind_reads_by_pages_and_misses_nothing(
         assert found == [whole, whole, whole[3:], whole[7:]]
 
 
+async def test_one_that_is_queued_tells_its_place_and_when_it_changes(database: str, tmp_path: Path) -> None:
+    running, ahead, id = (WORKFLOW[:-1] + end for end in "ABC")
+    async with live(database, tmp_path, MAX_CONCURRENT_PIPELINES="1") as team, serving(team.runtime) as gateway:
+        await team.store.advance([start(PAIR, workflow=one) for one in (running, ahead, id)])
+        async with gateway.events(id) as stream:
+            assert (await stream.soon()).name == "workflow.requested"
+            assert await stream.soon() == Event("queue", None, {"position": 2, "ahead": 1, "exact": True})
+            await team.store.advance([{"type": "workflow.cancelled", "workflow": ahead}])
+            await team.clock.advance(15)
+            assert await stream.soon() == Event("queue", None, {"position": 1, "ahead": 0, "exact": True})
+
+
 def counting(store: WorkflowStore, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """From which entry on the history was asked for, every time."""
     asked: list[int] = []

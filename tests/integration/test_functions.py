@@ -23,7 +23,9 @@ from shared.messages import (
     Usage,
     WorkflowCancelled,
     WorkflowFinished,
+    WorkflowPaused,
     WorkflowRequested,
+    WorkflowUnpaused,
 )
 from shared.runtime import load
 from shared.runtime.letters import NOTHING_HEARD
@@ -143,6 +145,20 @@ class TestOrchestrator:
         await begun(team)
         assert await report(team, WorkflowCancelled(workflow=WORKFLOW, reason="enough"), id="stop") is Outcome.ACK
         assert [one.status for one in team.finished()] == ["CANCELLED"]
+
+    async def test_a_pause_holds_back_what_follows_and_its_copy_nothing(self, team: Live) -> None:
+        await begun(team)
+        pause = WorkflowPaused(workflow=WORKFLOW, by="ann")
+        assert await report(team, pause, id="pause") is Outcome.ACK
+        await report(team, StepFailed(**ABOUT, error=ErrorInfo(type="ModelUnavailable", message="no answer")), id="1")
+        assert team.dispatched() == [("draft", 1)]
+        assert (await team.runtime.store.get(WORKFLOW))["paused_by"] == "ann"
+        await team.clock.advance(1)
+        await report(team, WorkflowUnpaused(workflow=WORKFLOW), id="resume")
+        assert team.dispatched() == [("draft", 1), ("draft", 2)]
+        event = {"type": "workflow.paused", "workflow": WORKFLOW, "key": "pause"}
+        await team.runtime.dispatcher("orchestrator").apply([event])
+        assert (await team.runtime.store.get(WORKFLOW))["paused_at"] is None
 
     async def test_a_spawn_becomes_steps_and_their_join_the_output(self, team: Live) -> None:
         await begun(team, output="{{ steps.draft.output }}")

@@ -18,6 +18,7 @@ import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from functions.gateway.api import create_app
+from functions.gateway.control_models import Cancelled, Pause
 from functions.gateway.dead_letter_models import DeadLetterPage, DeadLetterWhole, RedriveAnswer
 from functions.gateway.edge import Edge
 from functions.gateway.models import Accepted, Health, HistoryPage, Problem, Snapshot, Workflow, WorkflowPage
@@ -426,6 +427,7 @@ async def test_pages_go_on_where_they_were_while_workflows_are_added(client: htt
 
 
 ON_ONE_WORKFLOW = [("GET", ""), ("GET", "/snapshots/1"), ("GET", "/history"), ("GET", "/history?after=7"), ("POST", "/cancel")]
+ON_ONE_WORKFLOW += [("POST", "/pause"), ("POST", "/resume")]
 
 
 async def test_a_workflow_that_is_not_there_is_not_found(client: httpx.AsyncClient) -> None:
@@ -521,7 +523,7 @@ async def test_a_cancelled_workflow_ends_with_the_reason(client: httpx.AsyncClie
     answer = await client.post(f"/v1/workflows/{workflow}/cancel", json={"reason": "asked for twice"})
 
     assert answer.status_code == 202
-    assert Accepted.model_validate_json(answer.content).status == "CANCELLED"
+    assert Cancelled.model_validate_json(answer.content).status == "CANCELLED"
     shown = (await client.get(answer.headers["location"])).json()
     assert (shown["status"], shown["error"]["message"]) == ("CANCELLED", "asked for twice")
 
@@ -530,6 +532,43 @@ async def test_cancelling_needs_no_body_and_can_be_repeated(client: httpx.AsyncC
     workflow = await submitted(client)
     answers = [await client.post(f"/v1/workflows/{workflow}/cancel") for _ in range(2)]
     assert [(answer.status_code, answer.json()["status"]) for answer in answers] == [(202, "CANCELLED")] * 2
+
+
+async def test_a_cancellation_is_answered_with_a_receipt_that_stays_the_same(client: httpx.AsyncClient) -> None:
+    workflow = await submitted(client)
+    first, again = [
+        Cancelled.model_validate_json((await client.post(f"/v1/workflows/{workflow}/cancel", json=body)).content)
+        for body in ({"reason": "asked for twice", "by": "ann"}, {"by": "eve"})
+    ]
+    assert first.receipt is not None
+    assert (first.receipt.by, first.receipt.reason, first.receipt.was) == ("ann", "asked for twice", "RUNNING")
+    assert [one.step for one in first.receipt.running_steps] == ["plan"]
+    assert first.receipt.usage_may_grow
+    assert again == first
+
+
+# Pausing
+
+
+async def test_a_paused_workflow_says_so_until_it_is_resumed(client: httpx.AsyncClient) -> None:
+    workflow = await submitted(client)
+    first, again = [await client.post(f"/v1/workflows/{workflow}/pause", json={"by": "ann"}) for _ in range(2)]
+    assert (first.status_code, first.json()) == (202, again.json())
+    told = Pause.model_validate_json(first.content)
+    shown = Workflow.model_validate_json((await client.get(first.headers["location"])).content)
+    assert (told.paused_by, shown.paused_by, shown.paused_at) == ("ann", "ann", told.paused_at)
+    for _ in range(2):
+        gone_on = Pause.model_validate_json((await client.post(f"/v1/workflows/{workflow}/resume")).content)
+        assert (gone_on.status, gone_on.paused_at, gone_on.paused_by) == ("RUNNING", None, None)
+    assert (await client.get(f"/v1/workflows/{workflow}")).json()["paused_at"] is None
+
+
+async def test_a_workflow_that_has_ended_is_neither_paused_nor_resumed(client: httpx.AsyncClient) -> None:
+    workflow = await submitted(client)
+    await client.post(f"/v1/workflows/{workflow}/cancel")
+    for verb in ("pause", "resume"):
+        refusal = problem_in(await client.post(f"/v1/workflows/{workflow}/{verb}"), 409)
+        assert refusal.detail == "the workflow has ended (CANCELLED), so it can be neither paused nor resumed"
 
 
 @pytest.mark.parametrize("body", [{"reason": "x" * 501}, {"reason": "a\0b"}, {"reason": 1}, {"why": "x"}])

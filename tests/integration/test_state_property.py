@@ -53,6 +53,7 @@ class Witness:
     def look(self, events: list[Event], commands: list[Command]) -> None:
         note(f"{[_short(event) for event in events]} → {[_short(command) for command in commands]}")
         before, known = self.steps, self.workflows
+        halted = {id for id, row in known.items() if row["paused_at"] is not None}
         self.workflows = {row["id"]: row for row in self._fetch("select * from workflows")}
         self._resumed = {id for id, row in known.items() if row["resumed"] < self.workflows[id]["resumed"]}
         ended = {id for id, row in known.items() if row["status"] in FINAL} - self._resumed
@@ -66,6 +67,11 @@ class Witness:
             if command["type"] == "dispatch":
                 assert command["workflow"] not in ended, "dispatched after the workflow's end"
                 self._is_rightly_dispatched(command)
+                if command["workflow"] in halted and self.workflows[command["workflow"]]["paused_at"] is not None:
+                    under_way = before[command["workflow"], command["step"]]
+                    assert (under_way["status"], under_way["attempt"]) == ("RUNNING", command["attempt"]), "started while paused"
+        if len(events) == 1 and events[0]["type"] == "workflow.cancelled":
+            self._the_receipt_says_what_was(events[0]["workflow"], known, before)
         self._remember()
 
     def _recorded_results_stay(self, before: dict[tuple[str, str], dict[str, Any]]) -> None:
@@ -75,6 +81,20 @@ class Witness:
                 # What comes too late changes nothing but the ledger.
                 ledger = dict.fromkeys(("late", "models", *USAGE)) if self.steps[key]["late"] != row["late"] else {}
                 assert {**self.steps[key], **ledger} == {**row, **ledger}, "a step changed after it had ended"
+
+    def _the_receipt_says_what_was(
+        self, workflow: str, known: dict[str, dict[str, Any]], before: dict[tuple[str, str], dict[str, Any]]
+    ) -> None:
+        was = known.get(workflow)
+        if was is None or was["status"] in FINAL:
+            return
+        (row,) = self._fetch("select cancel_receipt($1) as receipt", workflow)
+        receipt = orjson.loads(row["receipt"])
+        own = [step["status"] for (owner, _), step in before.items() if owner == workflow]
+        counts = {"running": own.count("RUNNING"), "finished": sum(status in FINAL for status in own)}
+        counts["stopped"] = len(own) - sum(counts.values())
+        assert {name: receipt[name] for name in counts} == counts, "the receipt tells of other steps than there were"
+        assert receipt["usage"] == {name: was[name] for name in USAGE}, "the receipt tells of other usage than there was"
 
     def _steps_start_after_their_needs(self) -> None:
         for (workflow, id), row in self.steps.items():
@@ -103,7 +123,13 @@ class Witness:
             for step in own
             if step["status"] == "RUNNING" or (step["status"] == "WAITING" and step["children"] is None and step["signal"] is None)
         ]
+        at_work = [step["id"] for step in own if step["status"] == "RUNNING"]
         assert row["steps_waiting"] == len(waits)
+        assert row["status"] == "RUNNING" or not at_work, f"{row['id']} is {row['status']}, and {at_work} are at work"
+        if row["paused_at"] is not None:
+            assert row["status"] in ("RUNNING", "WAITING"), f"{row['id']} is paused and {row['status']}"
+            assert row["status"] == "WAITING" or at_work or not row["steps_open"], f"{row['id']} keeps a slot and is paused"
+            return
         assert not (row["status"] == "WAITING" and (active or not waits)), f"{row['id']} waits, and {active} are at work"
         assert not (row["status"] == "RUNNING" and waits and not active), f"{row['id']} keeps a slot and only waits"
 
