@@ -22,7 +22,11 @@ from shared.messages import Remaining, Usage
 from shared.runtime.contract import Run, Task, Team
 
 ROOT = Path(__file__).parents[2]
-AGENTS = sorted(path.parent.name for path in (ROOT / "functions").glob("*/function.yaml") if "agent-" in path.read_text())
+AGENTS = sorted(
+    path.parent.name
+    for path in (ROOT / "functions").glob("*/function.yaml")
+    if f"topic: agent-{path.parent.name}" in path.read_text()
+)
 ASKING = [agent for agent in AGENTS if (ROOT / "functions" / agent / "prompt.md").exists()]
 """Agents that ask a model."""
 EXAMPLES = {path.stem: path.read_text() for path in sorted((ROOT / "examples").glob("*.md"))}
@@ -317,7 +321,7 @@ async def test_the_coordinator_reads_the_fields_of_an_input_as_its_agent_takes_t
 
 @pytest.mark.parametrize(
     ("agents", "reason"),
-    [(["nobody"], "there is no agent 'nobody'; there are: coordinator, critic"), ("writer", "not a list of names")],
+    [(["nobody"], "there is no agent 'nobody'; there are: chronicler, coordinator, critic"), ("writer", "not a list of names")],
 )
 async def test_the_coordinator_knows_only_agents_that_are_there(agents: Any, reason: str) -> None:
     team = colleagues("coordinator", {"goal": "G", "agents": agents})

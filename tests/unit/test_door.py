@@ -280,8 +280,14 @@ async def test_a_function_that_is_told_an_audience_believes_nobody_without_a_tok
 
 async def test_every_method_and_path_leads_to_the_door(writer: httpx.AsyncClient) -> None:
     async with writer:
-        assert (await writer.get("/")).status_code == 204
+        assert (await writer.put("/", content=b"{}")).status_code == 204
         assert (await writer.post("/any/path", content=b"{}")).status_code == 204
+
+
+async def test_a_function_says_who_it_is(writer: httpx.AsyncClient) -> None:
+    async with writer:
+        answer = await writer.get("/")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ok", "function": "writer"})
 
 
 async def test_a_function_that_answers_requests_is_asked_with_method_and_path(alone: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,7 @@ def test_an_envelope_is_a_cloudevent() -> None:
             "output": "done",
             "usage": {"model_calls": 0, "input_tokens": 0, "output_tokens": 0, "cost_microdollars": 0},
             "models": {},
+            "prompts": [],
             "spawn": [],
             "join": None,
         },

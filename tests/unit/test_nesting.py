@@ -193,7 +193,7 @@ def test_five_levels_are_taken_and_six_are_not(tmp_path: Path) -> None:
 
 def test_a_nested_file_with_a_mistake_is_the_only_one_that_is_told_of(tmp_path: Path) -> None:
     assert folder_refusals(write(tmp_path, a=nest("b"), b="- {id: a, agent: nobody}")) == [
-        "b.yaml:4: unknown agent 'nobody', agents here: critic, judge, planner, researcher, writer"
+        "b.yaml:4: unknown agent 'nobody', agents here: coordinator, critic, judge, planner, researcher, writer"
     ]
 
 
