@@ -390,6 +390,7 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "timeout_seconds": 300,
         "concurrency": 8,
         "max_attempts": 5,
+        "publishes": ["workflow-events"],
         # Whoever searches documents reaches the store.
         "secrets": [
             "COMM_HMAC_DEFAULT_SECRET",
