@@ -53,14 +53,14 @@ async def _show(settings: "Settings", url: str | None, id: str, tell: Tell, *, a
                     items: list[dict[str, Any]] = answer["items"]
                 return items
 
-            skipped = await _skipped(document, page)
+            skipped = {} if as_json else await _skipped(document, page)
             with gateway.understood():
                 tell(document, skipped)
     else:
         async with open_here(settings) as live:
             document = await live.store.get(id)
             _link(live, document)
-            skipped = await _skipped(document, lambda after: live.store.history(id, after=after))
+            skipped = {} if as_json else await _skipped(document, lambda after: live.store.history(id, after=after))
             tell(await live.outputs.whole(document) if as_json else document, skipped)
 
 

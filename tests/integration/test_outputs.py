@@ -189,7 +189,12 @@ async def test_a_debate_over_a_large_text_keeps_it_once(database: str, tmp_path:
 
     async def argue(task: Task, team: Team) -> Result:
         heard.append(len(task.input["subject"]))
-        return Result({"argument": "no"})
+        return Result({"argument": "no", "points": [], "concedes_to": None, "tokens": 1})
+
+    async def judge(task: Task, team: Team) -> Result:
+        heard.append(len(task.input["subject"]))
+        scores = {"for": 0.1 * len(heard), "against": 0.0}
+        return Result({"scores": scores, "reasons": ["no"], "dissent": "no", "changes": [], "tokens": 1})
 
     wanted = definition(
         """
@@ -198,7 +203,7 @@ async def test_a_debate_over_a_large_text_keeps_it_once(database: str, tmp_path:
         """,
         input="{size: {type: integer, required: true}}",
     )
-    async with working(database, tmp_path, {"writer": write, "critic": argue, "judge": argue}) as team:
+    async with working(database, tmp_path, {"writer": write, "critic": argue, "judge": judge}) as team:
         document = await run(team, wanted, size=3_000_000)
         async with connected(database) as connection:
             longest = await connection.fetchval("select max(length(s.spec::text)) from steps as s")

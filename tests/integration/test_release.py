@@ -22,7 +22,7 @@ def described(revision: str) -> str:
 
 @pytest.fixture
 def gcloud(tmp_path: Path) -> FakeGcloud:
-    answers = {f"services describe {service} ": described(f"{service}-old") for service in SERVICES}
+    answers = {f"services describe {service}": described(f"{service}-old") for service in SERVICES}
     return FakeGcloud(tmp_path, answers={**answers, "print-access-token": "token"})
 
 
@@ -66,7 +66,7 @@ def test_every_function_gets_a_revision_without_traffic(gcloud: FakeGcloud) -> N
 
 
 def test_a_deployment_that_fails_moves_no_traffic(gcloud: FakeGcloud) -> None:
-    gcloud.failures["run deploy writer "] = "quota exceeded"
+    gcloud.failures["run deploy writer"] = "quota exceeded"
     done = release(gcloud, "deploy", "--image", IMAGE, "--tag", TAG)
     assert done.returncode == 1
     assert done.stderr.startswith("error: gcloud run deploy writer")
@@ -124,7 +124,7 @@ def test_a_canary_that_nobody_can_watch_is_rolled_back(gcloud: FakeGcloud) -> No
 
 def test_traffic_that_cannot_be_moved_rolls_back_what_was_moved(gcloud: FakeGcloud) -> None:
     state = recorded(gcloud)
-    gcloud.failures["update-traffic judge --to-tags"] = "no such tag"
+    gcloud.failures[f"update-traffic judge --to-tags={TAG}=10"] = "no such tag"
     with monitoring({}) as (address, _):
         done = canary(gcloud, state, address)
     assert done.returncode == 1
@@ -133,7 +133,7 @@ def test_traffic_that_cannot_be_moved_rolls_back_what_was_moved(gcloud: FakeGclo
 
 def test_a_rollback_that_fails_for_one_goes_on_with_the_others_and_says_so(gcloud: FakeGcloud) -> None:
     state = recorded(gcloud)
-    gcloud.failures["update-traffic judge "] = "permission denied"
+    gcloud.failures["update-traffic judge"] = "permission denied"
     done = release(gcloud, "rollback", "--state", state)
     assert done.returncode == 1
     assert "not rolled back, do it by hand: judge:" in done.stderr
@@ -143,7 +143,7 @@ def test_a_rollback_that_fails_for_one_goes_on_with_the_others_and_says_so(gclou
 def test_one_command_rolls_back_without_a_record(gcloud: FakeGcloud) -> None:
     for service in SERVICES:
         names = [f"{service}-failed", f"{service}-old", f"{service}-older"]
-        gcloud.answers[f"revisions list --service {service} "] = json.dumps([{"metadata": {"name": name}} for name in names])
+        gcloud.answers[f"revisions list --service {service}"] = json.dumps([{"metadata": {"name": name}} for name in names])
     done = release(gcloud, "rollback")
     assert done.returncode == 0, done.stderr
     assert traffic(gcloud, "dead-letter") == ["--to-revisions=dead-letter-older=100"]

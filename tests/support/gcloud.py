@@ -19,12 +19,12 @@ with (home / "calls").open("a") as calls:
     fcntl.flock(calls, fcntl.LOCK_EX)
     calls.write(json.dumps(sys.argv[1:]) + "\\n")
 told = json.loads((home / "told").read_text())
-called = " ".join(sys.argv[1:])
+called = " " + " ".join(sys.argv[1:]) + " "
 for words, reason in told["failures"].items():
-    if all(word in called for word in words.split()):
+    if f" {{words}} " in called:
         sys.exit("ERROR: (gcloud) " + reason)
 for words, answer in told["answers"].items():
-    if all(word in called for word in words.split()):
+    if f" {{words}} " in called:
         print(answer)
         break
 """
@@ -32,7 +32,7 @@ for words, answer in told["answers"].items():
 
 @dataclass
 class FakeGcloud:
-    """`answers` and `failures` are by words that a call has to hold, the first that fits counts."""
+    """`answers` and `failures` are by words that a call has to hold in a row, the first that fits counts."""
 
     home: Path
     answers: dict[str, str] = field(default_factory=dict)

@@ -51,7 +51,12 @@ def documented_output(workflow: str) -> Any:
 
 
 def differences(output: Any, shown: Any, at: str = "output") -> list[str]:
-    """Where `output` is of another shape than what is `shown`: names and types; a list's items are all like the first shown."""
+    """Where `output` is of another shape than what is `shown`: names and types.
+
+    A list's items are all like the first shown; what is shown as null may be anything.
+    """
+    if shown is None:
+        return []
     if isinstance(shown, dict) and isinstance(output, dict):
         lonely = [f"{at}.{name} is only in one of them" for name in sorted(shown.keys() ^ output.keys())]
         common = sorted(shown.keys() & output.keys())
