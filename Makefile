@@ -16,11 +16,9 @@ run: setup  ## Run a brief through the team, print progress and the report.
 serve: $(if $(BUS),setup-dev,setup)  ## The whole platform on 127.0.0.1:8080. BUS=redis or BUS=pubsub: a process for each function. SIMULATE=1: a simulated Gemini.
 	@./agent-team serve $(if $(BUS),--bus $(BUS)) $(if $(SIMULATE),--simulate)
 
+# Each process has servers of its own; a file's tests stay together.
 test: setup-dev  ## The whole test suite, with coverage.
-	@rm -f .coverage .coverage.*
-	.venv/bin/python -m coverage run -m pytest
-	@.venv/bin/python -m coverage combine --quiet
-	.venv/bin/python -m coverage report --fail-under=90
+	.venv/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov
 
 check: setup-dev  ## Lint, format, types, floors, requirements.
 	.venv/bin/python -m pip check

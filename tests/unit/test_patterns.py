@@ -20,6 +20,6 @@ def test_an_unknown_pattern_is_refused() -> None:
         expand("debat", Stage("d", {}))
 
 
-@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS.values(), ids=PATTERNS)
 def test_a_pattern_is_registered_under_its_name(pattern: Any) -> None:
     assert PATTERNS[pattern.name] is pattern
