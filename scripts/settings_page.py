@@ -18,8 +18,8 @@ _ALIAS: Final = "APP_ENV"
 _HEAD: Final = """# Settings
 
 Every environment variable of the platform. A page that is made: `make docs` writes it from `shared/config.py` and the comments of
-[`.env.example`](../.env.example). Blank means unset, and the environment wins over a `.env` file. All mistakes are reported at once when a process
-starts, and `./agent-team doctor` tells what is set up. "Required" means required when `NODE_ENV` is `production`.
+[`.env.example`](../.env.example). Blank means unset, and the environment wins over a `.env` file. All mistakes are reported at once
+when a process starts, and `./agent-team doctor` tells what is set up. "Required" means required when `NODE_ENV` is `production`.
 
 **Secret** ones are kept in Secret Manager in the cloud and are shown nowhere; how to change a variable there stands in the
 [runbook](RUNBOOK.md#change-a-variable).
@@ -43,7 +43,7 @@ def _parts() -> Iterator[str]:
             # Optional secrets are unions: the type's name is somewhere in the annotation.
             secret = " **secret**" if "SecretStr" in str(field.annotation) else ""
             default = "" if field.default_factory is not None else defaults.get(variable, "")
-            shown = f"`{default}`" if default else "–"
+            shown = f"`{default}`" if default else "-"
             yield f"| `{variable}`{secret} | {shown} | {_cell(str(field.description))} | {_cell(meaning)} |\n"
 
 
