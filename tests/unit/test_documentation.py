@@ -33,6 +33,8 @@ from tests.support.documentation import (
 
 PENDING = {"keys list", "keys add", "keys activate", "keys retire", "backup", "restore", "logs", "pause", "resume"}
 """Verbs that the runbook counts on and that are not there yet. Whoever adds one takes it off."""
+PENDING_SECRETS = {"COMM_HMAC_DEFAULT_SECRET"}
+"""Secrets of functions that are about to be replaced by keys that rotate. Whoever replaces them takes them off."""
 FUNCTIONS: dict[str, dict[str, Any]] = {
     file.parent.name: yaml.safe_load(file.read_text(encoding="utf-8"))
     for file in sorted((ROOT / "functions").glob("*/function.yaml"))
@@ -203,8 +205,10 @@ def test_every_secret_gets_its_value_when_the_platform_is_set_up() -> None:
     (shared,) = re.findall(r"shared_secrets = concat\((.+)\)", INFRA)
     secrets = {secret for function in FUNCTIONS.values() for secret in function.get("secrets", [])}
     secrets |= set(re.findall(r'"([A-Z_]+)"', shared))
-    for secret in secrets:
-        assert re.search(rf"(?:^secret|versions add) {secret}\b", text_of(DEPLOY), re.MULTILINE), f"{secret} gets no value"
+    assert secrets >= PENDING_SECRETS, "no function has them any more: take them off PENDING_SECRETS"
+    for secret in secrets - PENDING_SECRETS:
+        given = r"^\./agent-team keys add$" if secret in RUNNING_KEYS else rf"(?:^secret|versions add) {secret}\b"
+        assert re.search(given, text_of(DEPLOY), re.MULTILINE), f"{secret} gets no value"
 
 
 def test_what_is_changed_by_hand_is_changed_everywhere() -> None:
