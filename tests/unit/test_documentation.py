@@ -1,6 +1,8 @@
 """The documentation says what the code does: commands, variables, alerts, functions, links."""
 
+import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -107,13 +109,23 @@ def test_a_filter_that_is_told_is_one_that_jq_understands(command: Command) -> N
 
 @pytest.mark.skipif(shutil.which("jq") is None, reason="jq is not installed")
 def test_the_filters_of_the_log_find_what_they_should() -> None:
-    filters = [command.words[-1] for command in commands("jq", pages=(RUNBOOK,)) if command.words[1].startswith("select(")]
-    lines = '{"level":"error","msg":"a"}\n{"level":"info","msg":"b","duration":5001}\n{"level":"warn","msg":"c: rate limit"}'
-    found = [
-        subprocess.run(["jq", "-r", f"{one} | .msg"], input=lines, capture_output=True, text=True, timeout=10, check=True).stdout
-        for one in filters
+    def jq(*words: str, given: str) -> str:
+        return subprocess.run(["jq", *words], input=given, capture_output=True, text=True, timeout=10, check=True).stdout
+
+    told = [command.words[1:] for command in commands("jq", pages=(RUNBOOK,))]
+    (entries_to_lines,) = [words for words in told if words[-1].startswith(".[] | {at: .timestamp")]
+    payloads = [
+        {"level": "error", "msg": "a"},
+        {"level": "info", "msg": "b", "duration": 5001},
+        {"level": "warn", "msg": "c: rate limit"},
+        None,  # Cloud Run's own line about a request
     ]
-    assert found == ["a\n", "b\n", "c: rate limit\n"]
+    where = {"timestamp": "2026-11-25T02:00:00Z", "resource": {"labels": {"service_name": "writer"}}}
+    entries = [{**where, **({} if payload is None else {"jsonPayload": payload})} for payload in payloads]
+    lines = jq(*entries_to_lines, given=json.dumps(entries))
+    assert lines.count('"function":"writer"') == len(entries)
+    filters = [words[0] for words in told if words[0].startswith("select(")]
+    assert [jq("-r", f"{one} | .msg", given=lines) for one in filters] == ["a\n", "b\n", "c: rate limit\n"]
 
 
 @pytest.mark.parametrize("command", commands("curl", pages=(ROOT / "README.md", RUNBOOK, DEPLOY)), ids=str)
@@ -147,6 +159,31 @@ def test_the_runbook_has_a_section_for_every_alert_and_no_other() -> None:
     for alert in alerts:
         (row,) = re.findall(rf"^\| \[{alert}\]\(#alert-{alert}\).*\|$", text_of(RUNBOOK), re.MULTILINE)
         assert row.count("|") == 4
+
+
+def test_the_thresholds_that_the_runbook_tells_are_those_of_the_alerts() -> None:
+    found = re.findall(
+        r'^    "([a-z-]+)" = \{(?:\n      .*)*?\n      over  = \{ warning = (\d+), critical = (\d+) \}', INFRA, re.MULTILINE
+    )
+    thresholds = {alert: levels for alert, *levels in found}
+    assert len(thresholds) >= 12
+    seconds_or_counts = {"latency", "oldest-unacked", "dead-letters", "dead-letter-depth", "guards-outage"}
+    for alert in thresholds.keys() - seconds_or_counts:
+        row = re.search(rf"^\| \[{alert}\]\S* \| (\d+)\b.*? \| (\d+)\b", text_of(RUNBOOK), re.MULTILINE)
+        assert row is not None, alert
+        assert list(row.groups()) == thresholds[alert], alert
+    assert (thresholds["latency"], thresholds["oldest-unacked"]) == (["2000", "5000"], ["900", "3600"])
+    assert "95th percentile | 2 s | 5 s |" in text_of(RUNBOOK)
+    assert "(#alert-oldest-unacked) | 15 minutes | 1 hour |" in text_of(RUNBOOK)
+
+
+def test_what_rolls_a_release_back_is_told_as_it_is() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "release.py"))
+    stages = script["STAGES"]
+    assert [limit for _, limit in script["LIMITS"].values()] == [5.0, 5000.0, 30.0]
+    told = re.sub(r"\s+", " ", text_of(RUNBOOK).partition("\n## Deploy\n")[2])
+    assert "fail more than 5 % of requests, the gateway's 95th percentile is above 5 s, or more than 30 % of workflows fail" in told
+    assert f"{', '.join(f'{stage} %' for stage in stages[:-1])} and {stages[-1]} % of the traffic" in told
 
 
 def test_the_runbook_tells_what_to_do_about_every_alert() -> None:
@@ -190,7 +227,8 @@ def test_the_table_of_who_may_do_what_is_what_the_functions_say() -> None:
         return f"| `{function['name']}` | {', '.join(by)} | {' | '.join(may)} |"
 
     table = text_of(SECURITY).partition("| function | called by |")[2].partition("\n\n")[0].splitlines()[2:]
-    assert table == [row(function) for function in FUNCTIONS.values()]
+    rows = [row(function) for function in FUNCTIONS.values()]
+    assert table == rows, "docs/security.md must say:\n" + "\n".join(rows)
 
 
 def test_accounts_that_are_no_functions_are_told_of() -> None:
