@@ -156,7 +156,7 @@ def refusal(command: Command) -> str:
         _command_line().main(given, prog_name="agent-team", standalone_mode=False)
     except TyperException as error:
         message = str(getattr(error, "message", error)) or type(error).__name__
-        incomplete = message.startswith("Missing") or message.endswith("requires an argument.")
+        incomplete = message.startswith(("Missing", "NoArgsIsHelp")) or message.endswith("requires an argument.")
         return "" if command.mentioned and incomplete else message
     return ""
 
