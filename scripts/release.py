@@ -234,13 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--look-seconds", type=float, default=LOOK_SECONDS, help="time between two looks")
     parser.add_argument("--monitoring", default="https://monitoring.googleapis.com", help="address of the Monitoring API")
     given = parser.parse_args(arguments)
-    needed = {
-        "record": ["state"],
-        "deploy": ["image", "tag"],
-        "smoke": ["image", "tag"],
-        "canary": ["state", "tag"],
-        "rollback": [],
-    }[given.verb]
+    needed = {"record": ["state"], "deploy": ["image", "tag"], "smoke": ["image", "tag"], "canary": ["state", "tag"], "rollback": []}[given.verb]
     if missing := [f"--{name}" for name in needed if getattr(given, name) is None]:
         parser.error(f"{given.verb} needs {' and '.join(missing)}")
     try:
