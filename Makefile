@@ -62,8 +62,9 @@ requirements: setup-dev  ## Compile the pinned requirements from pyproject.toml.
 	$(COMPILE) --python-version 3.13 --python-platform linux --constraint requirements.txt -o requirements-cloud.txt pyproject.toml
 	echo checkov | $(COMPILE) --python-version 3.11 -o infra/requirements-checkov.txt -
 
-docs: setup  ## Write docs/api.md from the API's own description.
+docs: setup  ## Write docs/api.md from the API's own description, and docs/settings.md from the settings.
 	@.venv/bin/python -m functions.gateway.reference > docs/api.md
+	@PYTHONPATH=. .venv/bin/python scripts/settings_page.py > docs/settings.md
 
 clean:  ## Remove what setup and tests made; the platform's data stays.
 	rm -rf .venv .venv-checkov .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage .coverage.*

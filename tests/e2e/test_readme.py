@@ -1,4 +1,7 @@
-"""The README's tour, typed as it stands there into a shell, against the platform that its first step starts."""
+"""The tour of the README, typed as it stands there into a shell, against the platform that its first step starts.
+
+And what any page has one type that only looks.
+"""
 
 import os
 import re
@@ -8,12 +11,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from shared.local.server import bind
+from tests.support.documentation import commands, verb_of, verbs
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 150
 _HEADING = "## A tour of five minutes\n"
 _BLOCK = re.compile(r"^```sh\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LOOKS = {
+    *("dead-letters list", "dead-letters redrive", "doctor", "documents list", "keys api list", "migrate", "purge"),
+    *("workflows check", "workflows list", "workflows show"),
+}
+"""Verbs that need nothing but this machine and, without --yes, do no harm."""
 _DONE = "--- step {} is done"
 
 
@@ -21,6 +32,18 @@ def tour() -> list[str]:
     """The steps of the tour, one for each block."""
     _, _, rest = (ROOT / "README.md").read_text(encoding="utf-8").partition(_HEADING)
     return _BLOCK.findall(rest.partition("\n## ")[0])
+
+
+def looks() -> set[tuple[str, ...]]:
+    """The commands of all pages that only look, and name nothing that is elsewhere."""
+    return {
+        command.words
+        for command in commands("agent-team")
+        if verb_of(command.words, verbs()) in _LOOKS
+        and not command.mentioned
+        and not {"--yes", "--url", "--help"} & set(command.words)
+        and "$" not in "".join(command.words)
+    }
 
 
 @contextmanager
@@ -76,3 +99,19 @@ def test_the_tour_of_the_readme_can_be_typed_as_it_stands_there(tmp_path: Path) 
     assert len(searched.splitlines()) > len(list((ROOT / "docs").rglob("*.md")))
     assert "ok  database: embedded PostgreSQL, schema current" in looked
     assert "BAD" not in looked
+
+
+@pytest.fixture(scope="module")
+def empty_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("documented") / "home"
+
+
+@pytest.mark.parametrize("words", sorted(looks()), ids=" ".join)
+def test_what_looks_and_changes_nothing_can_be_typed_anywhere(words: tuple[str, ...], empty_home: Path) -> None:
+    given = {name: value for name, value in os.environ.items() if name in ("PATH", "HOME", "LANG")}
+    environment = {**given, "AGENT_TEAM_HOME": str(empty_home)}
+    done = subprocess.run(
+        ["./agent-team", *words[1:]], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout or done.stderr
