@@ -21,7 +21,7 @@ from shared.messages.payloads import (
     WorkflowRequested,
     WorkflowSignalled,
 )
-from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
+from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Ring, Secret
 
 __all__ = [
     "CONTENT_TYPE",
@@ -37,6 +37,7 @@ __all__ = [
     "KeyState",
     "Payload",
     "Remaining",
+    "Ring",
     "Secret",
     "SpawnedStep",
     "StepCompleted",

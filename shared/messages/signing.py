@@ -21,6 +21,7 @@ import re
 from binascii import b2a_base64
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from typing import Protocol
 
 from pydantic import SecretStr
 
@@ -51,6 +52,26 @@ class KeyState(StrEnum):
     """It signs, and its signatures are accepted."""
     RETIRED = "retired"
     """Refused, under every id that names it."""
+
+
+class Ring(Protocol):
+    """What signs and verifies. One that rotates while it is used is asked to keep up: `shared.keys` has it."""
+
+    def sign(self, topic: str, data: bytes) -> dict[str, str]:
+        """As `KeyRing.sign`."""
+        ...
+
+    def verify(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> None:
+        """As `KeyRing.verify`."""
+        ...
+
+    async def fresh(self) -> None:
+        """Return once its keys are as new as they have to be."""
+        ...
+
+    async def renewed(self) -> bool:
+        """After a signature was refused: whether there are other keys now, with which to try again."""
+        ...
 
 
 class KeyRing:
@@ -170,6 +191,13 @@ class KeyRing:
                 f"the message was altered, is for another topic than {topic!r}, or was signed with another secret than "
                 f"{_variable(name)} here; compare the secrets of sender and receiver",
             )
+
+    async def fresh(self) -> None:
+        """It never changes."""
+
+    async def renewed(self) -> bool:
+        """It never changes."""
+        return False
 
     def __repr__(self) -> str:
         keys = ", ".join(f"{name}: {state}" for name, state in self.states.items())

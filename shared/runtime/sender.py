@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from shared.bus import Message
 from shared.clock import Clock
 from shared.ids import dispatch_id, finished_id
-from shared.messages import Envelope, KeyRing, Payload, StepDispatched, WorkflowFinished, WorkflowRequested, seal
+from shared.messages import Envelope, Payload, Ring, StepDispatched, WorkflowFinished, WorkflowRequested, seal
 
 WORKFLOW_EVENTS = "workflow-events"
 WORKFLOW_REQUESTS = "workflow-requests"
@@ -22,7 +22,7 @@ class Sender:
     """Writes the envelopes of one function."""
 
     function: str
-    ring: KeyRing
+    ring: Ring
     clock: Clock
     ttl_seconds: float
     max_bytes: int
