@@ -1,8 +1,8 @@
 """What a store of signing keys holds, and what may be done with it.
 
 A key is added (it verifies), activated (it signs, and the one before it verifies on) and retired (it is refused, for good). Keys
-are kept in the order in which they were added. Beside them stand the keys of the environment, `COMM_HMAC_*`: while the store names no
-active key, `COMM_HMAC_ACTIVE_KEY_ID` signs.
+are kept in the order in which they were added. Beside them stand the keys of the environment, `COMM_HMAC_*`: while the store
+names no active key, `COMM_HMAC_ACTIVE_KEY_ID` signs.
 """
 
 import secrets

@@ -53,7 +53,7 @@ class FileKeyStore:
             raise ConfigurationError(f"{self._file} cannot be read ({error.strerror}); make it readable for this user") from error
         except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"{self._file} does not hold signing keys ({type(error).__name__}); restore it, or remove it to sign with COMM_HMAC_*"
+                f"{self._file} does not hold signing keys ({type(error).__name__}); restore it, or remove it"
             ) from None
 
     async def read(self) -> KeySet:

@@ -1,7 +1,8 @@
 """The ring of a running process: it keeps up with its store, so that a rotation needs no restart.
 
 It is refreshed as it is used, not in the background: an instance of a function has no CPU between two requests. So whoever is about
-to verify or to sign awaits `fresh` first, which asks the store when its last answer is too old. Nothing that was not asked for waits.
+to verify or to sign awaits `fresh` first, which asks the store when its last answer is too old. Nothing that was not asked for
+waits.
 """
 
 import asyncio

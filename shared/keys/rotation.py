@@ -1,8 +1,8 @@
 """Rotation: add → wait until every process has the key → activate → wait out what the old key signed → retire.
 
 What comes next follows from the keys alone, so whoever is killed, at any point, goes on where it stopped, and two at once do no
-harm: activating and retiring can be repeated, and of two keys that were added at once the later one signs and the other is retired as an
-old one.
+harm: activating and retiring can be repeated, and of two keys that were added at once the later one signs and the other is
+retired as an old one.
 
 The grace begins only when every process signs with the new key: a message that the old one signed lives for a day after that.
 """

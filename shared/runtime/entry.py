@@ -1,7 +1,7 @@
 """Entry points: what functions-framework finds in a function's `main`, and what the local platform asks it for.
 
-Under functions-framework the entry point serves the push door over HTTP, and says with GET which function it is. The local platform takes the same handlers from
-`Function.handlers` and joins them to its bus without HTTP in between.
+Under functions-framework the entry point serves the push door over HTTP, and says with GET which function it is. The local
+platform takes the same handlers from `Function.handlers` and joins them to its bus without HTTP in between.
 """
 
 import importlib
@@ -97,6 +97,15 @@ def _with_fresh_keys(live: Runtime, handler: Handler) -> Handler:
     return handle
 
 
+async def _timed(timer: Callable[[Runtime], Awaitable[None]], live: Runtime) -> Response:
+    try:
+        await timer(live)
+    except AgentTeamError as error:
+        _log.error("what was due is left to the next time", extra={"error": describe_error(error)})
+        return Response(status_code=503)
+    return Response(status_code=204)
+
+
 async def _kept_up(live: Runtime) -> None:
     """Have the keys fresh before a request is answered that may sign. Without any, only what signs fails."""
     try:
@@ -161,8 +170,7 @@ def _entry(function: Function) -> HttpFunction:
             handlers(live)
             return JSONResponse({"status": "ok", "function": function.name})
         if function.timer is not None and _SCHEDULER in request.headers:
-            await function.timer(live)
-            return Response(status_code=204)
+            return await _timed(function.timer, live)
         return await push(request, handlers(live), max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
 
     # functions-framework knows a function by its name.

@@ -13,7 +13,8 @@ WORKFLOW_RESULTS = "workflow-results"
 WORKFLOW_SCHEDULES = "workflow-schedules"
 _STATE = "state"
 """The source of what `advance` commands: whoever carries a command out once more sends a copy, not another message."""
-UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
+KEY_ROTATION = "key-rotation"
+UNSIGNED_TOPICS = frozenset({KEY_ROTATION, WORKFLOW_SCHEDULES})
 """They carry plain messages, from publishers that IAM lets in."""
 
 

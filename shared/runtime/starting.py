@@ -1,8 +1,8 @@
 """How a function starts: with `SECRETS_FROM=secret-manager`, by fetching the secrets that its function.yaml lists, all at once.
 
-Only what a function lists is fetched and, in production, required. What the environment gives already is not asked for. A secret that
-is missing, or that the function's account may not read, is told in one line with the command that mends it; messages wait on the bus
-meanwhile, and the next one tries again.
+Only what a function lists is fetched and, in production, required. What the environment gives already is not asked for. A secret
+that is missing, or that the function's account may not read, is told in one line with the command that mends it; messages wait on
+the bus meanwhile, and the next one tries again.
 """
 
 import asyncio

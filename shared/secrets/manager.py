@@ -53,7 +53,8 @@ class SecretManager:
     """The secrets of `project`, for the account that `member` names (in what it says about missing grants).
 
     All methods raise ConfigurationError, in one line with the command that mends it, for a secret, a version, a grant or
-    credentials that are missing, and StoreUnavailable while the service does not answer. `address` is that of a server without TLS, for tests.
+    credentials that are missing, and StoreUnavailable while the service does not answer. `address` is that of a server without
+    TLS, for tests.
     """
 
     def __init__(self, project: str, clock: Clock, *, member: str = "user:YOU", address: str | None = None) -> None:
@@ -118,7 +119,7 @@ class SecretManager:
         """Replace what is noted on a secret; False, and nothing changes, when somebody did since `head` was read."""
         from google.api_core.exceptions import Aborted, FailedPrecondition
         from google.cloud.secretmanager_v1 import Secret
-        from google.protobuf.field_mask_pb2 import FieldMask
+        from google.protobuf.field_mask_pb2 import FieldMask  # type: ignore[import-untyped]
 
         wanted = Secret(
             name=self._name(secret), version_aliases=dict(head.aliases), annotations=dict(head.annotations), etag=head.etag

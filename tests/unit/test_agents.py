@@ -281,8 +281,9 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "timeout_seconds": 300,
         "concurrency": 8,
         "max_attempts": 5,
-        # Whoever searches documents reaches the store.
-        "secrets": ["COMM_HMAC_DEFAULT_SECRET", *(["DATABASE_URL"] if agent == "researcher" else []), "GEMINI_API_KEY"],
+        "publishes": ["workflow-events"],
+        # Whoever searches documents asks the gateway: no agent reaches the store.
+        "secrets": [*(["AGENT_TEAM_API_KEY"] if agent == "researcher" else []), "COMM_HMAC_KEYS", "GEMINI_API_KEY"],
     }
 
 

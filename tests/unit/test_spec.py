@@ -30,7 +30,7 @@ def test_every_function_folder_has_a_spec_and_a_main() -> None:
 def test_every_spec_can_be_deployed(spec: FunctionSpec) -> None:
     assert spec.ack_deadline_seconds <= 600
     assert spec.min_backoff_seconds <= spec.max_backoff_seconds
-    assert "COMM_HMAC_DEFAULT_SECRET" in spec.secrets
+    assert "COMM_HMAC_KEYS" in spec.secrets
     assert spec.is_agent == (FUNCTIONS / spec.name / "prompt.md").exists()
 
 
