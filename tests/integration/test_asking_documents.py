@@ -37,7 +37,7 @@ def asking(gateway: Runtime, key: str | None) -> GatewayDocuments:
 
 async def test_what_the_gateway_finds_is_what_the_store_finds(gateway: Runtime) -> None:
     found = await asking(gateway, None).search("ferries oban", 3)
-    assert found == [{"document": "handbook/ferries.md", "position": 0, "text": TEXT}]
+    assert found == [{"document": "handbook/ferries.md", "position": 1, "text": TEXT}]
     assert list(found) == [dict(one) for one in await gateway.store.search_documents("ferries oban", 3)]
 
 
