@@ -3,7 +3,8 @@
 locals {
   default_max_instances = { agent = 20, other = 10 }
 
-  # Read from Secret Manager as the process starts. The signing keys are read through its API while it runs, so that they can rotate.
+  # Secrets are not here: a function fetches those of its function.yaml from Secret Manager as it starts. The signing keys are read
+  # while it runs, so that they can rotate.
   environment = merge(
     {
       AGENT_BUS_PROVIDER       = "pubsub"
@@ -18,8 +19,8 @@ locals {
       OUTPUTS_URL              = "gs://${google_storage_bucket.outputs.name}"
       PUSH_VERIFIED_BY         = "cloud-run"
       PUBLIC_URL               = "https://${var.domain}"
+      SECRETS_FROM             = "secret-manager"
       SENTRY_ENVIRONMENT       = var.environment
-      SUPABASE_URL             = var.supabase_url
     },
     var.cloudflare_zone_id == "" ? {} : { CLOUDFLARE_ZONE_ID = var.cloudflare_zone_id },
   )
@@ -68,30 +69,21 @@ resource "google_cloud_run_v2_service" "function" {
       image = "us-docker.pkg.dev/cloudrun/container/hello"
 
       dynamic "env" {
-        for_each = merge(local.environment, {
-          FUNCTION_TARGET      = each.key
-          PUSH_AUDIENCE        = "agent-team/${local.service_names[each.key]}"
-          PUSH_SERVICE_ACCOUNT = google_service_account.pusher.email
-        })
+        for_each = merge(
+          local.environment,
+          {
+            FUNCTION_TARGET      = each.key
+            PUSH_AUDIENCE        = "agent-team/${local.service_names[each.key]}"
+            PUSH_SERVICE_ACCOUNT = google_service_account.pusher.email
+          },
+          # Where to go with a key: the gateway, for agents that search documents; Supabase, for functions that keep the state.
+          contains(each.value.secrets, "AGENT_TEAM_API_KEY") ? { AGENT_TEAM_URL = "https://${var.domain}" } : {},
+          contains(each.value.secrets, "SUPABASE_SERVICE_ROLE_KEY") ? { SUPABASE_URL = var.supabase_url } : {},
+        )
 
         content {
           name  = env.key
           value = env.value
-        }
-      }
-
-      dynamic "env" {
-        for_each = local.secrets_of[each.key]
-
-        content {
-          name = env.value
-
-          value_source {
-            secret_key_ref {
-              secret  = google_secret_manager_secret.secret[env.value].secret_id
-              version = "latest"
-            }
-          }
         }
       }
 
@@ -129,7 +121,7 @@ resource "google_cloud_run_v2_service" "function" {
     ]
   }
 
-  depends_on = [google_secret_manager_secret_iam_member.function]
+  depends_on = [google_secret_manager_secret_iam_member.function, google_secret_manager_secret_iam_member.signing_keys]
 }
 
 # Behind the load balancer, which nobody can go around, the gateway lets everybody in who shows a key: it asks for it itself.

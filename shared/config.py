@@ -10,7 +10,7 @@ import base64
 import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import EllipsisType
 from typing import Annotated, Any, Literal, get_args
@@ -91,6 +91,7 @@ AppEnv = Annotated[
     _expect("development, test, staging or production"),
 ]
 Qos = Annotated[Literal["at-least-once", "at-most-once"], BeforeValidator(_lower), _expect("at-least-once or at-most-once")]
+SecretsFrom = Annotated[Literal["environment", "secret-manager"], BeforeValidator(_lower), _expect("environment or secret-manager")]
 BusProvider = Annotated[Literal["memory", "redis", "pubsub"], BeforeValidator(_lower), _expect("memory, redis or pubsub")]
 GuardsBackend = Annotated[Literal["memory", "redis", "firestore"], BeforeValidator(_lower), _expect("memory, redis or firestore")]
 LogLevel = Annotated[Literal["debug", "info", "warn", "error"], BeforeValidator(_lower), _expect("debug, info, warn or error")]
@@ -196,6 +197,8 @@ class Settings(BaseSettings):
 
     gcp_project_id: Annotated[Text | None, _expect("a Google Cloud project id")] = None
     gcp_location: Text = "us-central1"
+    secrets_from: SecretsFrom = "environment"
+    """`secret-manager`: functions fetch the secrets of their function.yaml as they start, and all keys that sign are kept there."""
     cloudflare_zone_id: Annotated[Text | None, _expect("a Cloudflare zone id")] = None
 
     enable_debate_mode: Flag = True
@@ -239,11 +242,17 @@ class Settings(BaseSettings):
         return tuple(dict.fromkeys((*texts, *passwords)))
 
 
-def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | EllipsisType | None = ...) -> Settings:
+def load_settings(
+    environ: Mapping[str, str] | None = None,
+    *,
+    env_file: Path | EllipsisType | None = ...,
+    secrets: Collection[str] | None = None,
+) -> Settings:
     """Read the settings from `environ` (the process's environment when None) laid over `env_file`.
 
     When `env_file` is left out, that is `.env` in the working directory for the process's environment and no file otherwise. A file
-    that does not exist is an empty one. Raises one ConfigurationError that lists every mistake, a line each.
+    that does not exist is an empty one. `secrets` are those of a function, which in production needs them alone; None is for
+    whoever needs all. Raises one ConfigurationError that lists every mistake, a line each.
     """
     if isinstance(env_file, EllipsisType):
         env_file = Path(".env") if environ is None else None
@@ -253,12 +262,21 @@ def load_settings(environ: Mapping[str, str] | None = None, *, env_file: Path | 
     _refuse_unknown(variables, mistakes)
     values = _by_field(variables)
     settings = _validate(values, mistakes)
-    for name, mistake in _broken_rules(settings, values):
+    for name, mistake in _broken_rules(settings, values, secrets):
         mistakes.setdefault(name, mistake)
     if mistakes:
         lines = [f"{name} {mistake}" for name, mistake in mistakes.items()]
         raise ConfigurationError(lines[0] if len(lines) == 1 else "\n  ".join((f"{len(lines)} settings are wrong:", *lines)))
     return settings
+
+
+def secrets_project(environ: Mapping[str, str]) -> str | None:
+    """The project whose Secret Manager has the secrets of a function that starts; None where its environment has them.
+
+    A value that is wrong is left to `load_settings` to tell.
+    """
+    wanted = environ.get("SECRETS_FROM", "").strip().lower() == "secret-manager"
+    return environ.get("GCP_PROJECT_ID", "").strip() or None if wanted else None
 
 
 def redact_url(url: str | SecretStr) -> str:
@@ -289,7 +307,7 @@ _KEY_VARIABLE = re.compile(rf"{_KEY_PREFIX}([A-Z0-9][A-Z0-9_]*)")
 _FIELDS = {variable_of(name): name for name in Settings.model_fields if name != "comm_hmac_keys"}
 # Of what begins with API_ alone, much belongs to others.
 _OWN_API = ("API_AUDIENCE", "API_CALLER", "API_RATE_", "API_PROXY_")
-_OWN_PREFIXES = (*_OWN_API, "AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_", "WEBHOOK_")
+_OWN_PREFIXES = (*_OWN_API, "AI_", "COMM_", "ORCH_", "ENABLE_", "AGENT_", "GUARDS_", "PUSH_", "SECRETS_", "WEBHOOK_")
 # GitHub's hosted runners set it for every job: refusing it would keep the platform from starting there.
 _FOREIGN = frozenset({"AGENT_TOOLSDIRECTORY"})
 _REQUIRED_IN_PRODUCTION = (
@@ -301,7 +319,12 @@ _REQUIRED_IN_PRODUCTION = (
     "supabase_service_role_key",
     "sentry_dsn",
 )
+_SIGNING_KEYS = "COMM_HMAC_KEYS"
+"""In a function's secrets: it signs. Not a variable: the keys are in Secret Manager, or in `COMM_HMAC_*`."""
+OPTIONAL_SECRETS = frozenset({"AGENT_TEAM_API_KEY"})
+"""Without them a function lacks an ability, and works. (The key of a gateway cannot be made before the gateway is there.)"""
 _NEEDS = (
+    ("secrets_from", "secret-manager", "gcp_project_id"),
     ("agent_bus_provider", "redis", "redis_url"),
     ("guards_backend", "redis", "redis_url"),
     ("agent_bus_provider", "pubsub", "gcp_project_id"),
@@ -365,10 +388,28 @@ def _validate(values: Mapping[str, Any], mistakes: dict[str, str]) -> Settings:
     return Settings(**{name: value for name, value in values.items() if name not in {field for field, *_ in wrong}})
 
 
-def _broken_rules(settings: Settings, given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _required(settings: Settings, secrets: Collection[str] | None) -> Iterator[str]:
+    """The fields that production has to be given, by a function with these secrets or, for None, by everybody else."""
+    for field in _REQUIRED_IN_PRODUCTION:
+        if field == "comm_hmac_default_secret":
+            signs = secrets is None or _SIGNING_KEYS in secrets
+            needed = signs and settings.secrets_from == "environment"
+        elif secrets is None or field in ("agent_bus_provider", "sentry_dsn"):
+            needed = True
+        else:
+            needed = variable_of("supabase_service_role_key" if field == "supabase_url" else field) in secrets
+        if needed:
+            yield field
+    for secret in () if secrets is None else secrets:
+        field = _FIELDS.get(secret, "")
+        if field and field not in _REQUIRED_IN_PRODUCTION and secret not in OPTIONAL_SECRETS:
+            yield field
+
+
+def _broken_rules(settings: Settings, given: Mapping[str, Any], secrets: Collection[str] | None) -> Iterator[tuple[str, str]]:
     """What is wrong across variables, as variable and mistake."""
     if settings.is_production:
-        for field in _REQUIRED_IN_PRODUCTION:
+        for field in _required(settings, secrets):
             if field not in given:
                 yield variable_of(field), f"is required in production; expected {Settings.model_fields[field].description}"
         if settings.agent_bus_provider == "pubsub" and settings.push_audience is None:

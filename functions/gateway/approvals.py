@@ -77,11 +77,12 @@ def add_approvals(app: FastAPI, live: Runtime) -> None:
     app.add_api_route(APPROVE, decide, methods=["POST"], include_in_schema=False)
 
 
-def links_for(request: Request) -> Links | None:
+async def links_for(request: Request) -> Links | None:
     """What makes the links for whoever sent `request`; None when they may not decide themselves."""
     if request.state.scope == "read":
         return None
     live: Runtime = request.app.state.live
+    await live.ring.fresh()
     given = live.settings.public_url
     base = _base(request.scope, live.settings.api_proxy_hops) if given is None else given
     return partial(approval_links, live.ring, base)
@@ -98,6 +99,7 @@ async def _answered(live: Runtime, request: Request, *, decide: bool) -> Respons
     token = getattr(request.state, "approval", "")
     if not token:
         return refusal_page(_NO_TOKEN)
+    await live.ring.fresh()
     link = read_token(token, live.ring)
     if link is None:
         _log.warning("a link to an approval is not valid", extra={"status": "rejected"})

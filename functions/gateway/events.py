@@ -102,7 +102,8 @@ async def follow(
         after = known
     if not await live.store.history(id, limit=1):
         raise NotFound(f"there is no workflow {id}")
-    return EventStream(_stream(live, watches, id, after, links_for(request)), headers={"x-accel-buffering": "no"})
+    links = await links_for(request)
+    return EventStream(_stream(live, watches, id, after, links), headers={"x-accel-buffering": "no"})
 
 
 def _seq(text: str) -> int | None:

@@ -162,7 +162,7 @@ async def show_workflow(request: Request, live: Live, id: Id) -> Response:
     waited for, the link for the person who decides.
     """
     document = await shown(live, await live.store.get(id))
-    link = links_for(request)
+    link = await links_for(request)
     if link is not None:
         for step in document["steps"]:
             if step["waiting"] is not None and step["waiting"]["for"] == "approval":

@@ -1,10 +1,11 @@
-"""`agent-team keys`: who may call the API."""
+"""`agent-team keys`: the keys that sign messages (`signing_keys`), and under `api` those of the callers of the API."""
 
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from shared.cli import signing_keys
 from shared.cli.loop import run_async
 from shared.cli.session import session
 
@@ -12,7 +13,12 @@ if TYPE_CHECKING:
     from shared.config import Settings
     from shared.state import Scope
 
-app = typer.Typer(help="Keys of the API.", no_args_is_help=True)
+app = typer.Typer(help="Keys that sign messages, and under `api` those of callers.", no_args_is_help=True)
+app.command(name="list")(signing_keys.list_)
+app.command()(signing_keys.add)
+app.command()(signing_keys.activate)
+app.command()(signing_keys.retire)
+app.command()(signing_keys.rotate)
 api = typer.Typer(help="Add, list and revoke keys of the API.", no_args_is_help=True)
 app.add_typer(api, name="api")
 

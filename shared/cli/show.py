@@ -59,6 +59,7 @@ async def _show(settings: "Settings", url: str | None, id: str, tell: Tell, *, a
     else:
         async with open_here(settings) as live:
             document = await live.store.get(id)
+            await live.ring.fresh()
             _link(live, document)
             skipped = {} if as_json else await _skipped(document, lambda after: live.store.history(id, after=after))
             tell(await live.outputs.whole(document) if as_json else document, skipped)

@@ -45,6 +45,7 @@ _SWEEP_SECONDS = 1.0
 _GRACE_SECONDS = 12.0
 """Workers take up to 10 s to end."""
 _POLL_SECONDS = 0.02
+_DATABASE = ("DATABASE_URL", "SUPABASE_URL", "SUPABASE_SERVICE_ROLE_KEY")
 _GATEWAY, _SWEEPER = "gateway", "sweeper"
 
 
@@ -81,13 +82,16 @@ class Fleet:
             self.environment["GCP_PROJECT_ID"] = settings.gcp_project_id or _PROJECT
             self.environment["PUBSUB_EMULATOR_HOST"] = settings.pubsub_emulator_host or await self._emulator()
             await self._create_subscriptions(specs)
-        for (name, spec), free in zip(specs.items(), _free_ports(len(specs)), strict=True):
+        ports = dict(zip(specs, _free_ports(len(specs)), strict=True))
+        self.addresses[_GATEWAY] = _address(host, port or ports[_GATEWAY])
+        for name, spec in specs.items():
+            free = ports[name]
             if self.bus == "redis" and spec.subscriptions():
-                self.functions[name] = self._worker(name)
+                self.functions[name] = self._worker(name, spec)
             elif name == _GATEWAY:
-                self.functions[name] = self._server(name, host, port or free)
+                self.functions[name] = self._server(name, spec, host, port or free)
             else:
-                self.functions[name] = self._server(name, _LOCALHOST, free)
+                self.functions[name] = self._server(name, spec, _LOCALHOST, free)
         await asyncio.gather(*(process.start() for process in self.functions.values()))
 
     async def stop(self) -> None:
@@ -136,18 +140,27 @@ class Fleet:
             emulator=self.environment["PUBSUB_EMULATOR_HOST"],
         )
 
-    def _worker(self, name: str) -> Process:
-        command = [sys.executable, "-m", "shared.cli", "worker", "--function", name]
-        return Process(f"function {name}", command, environment={**os.environ, **self.environment}, log=self._log, ready=None)
+    def _told(self, spec: FunctionSpec) -> dict[str, str]:
+        """A function's environment. As in the cloud, one without the database among its secrets asks the gateway instead."""
+        told = {**os.environ, **self.environment}
+        if "DATABASE_URL" not in spec.secrets:
+            told = {name: value for name, value in told.items() if name not in _DATABASE}
+        if "AGENT_TEAM_API_KEY" in spec.secrets:
+            told["AGENT_TEAM_URL"] = self.addresses[_GATEWAY]
+        return told
 
-    def _server(self, name: str, host: str, port: int) -> Process:
+    def _worker(self, name: str, spec: FunctionSpec) -> Process:
+        command = [sys.executable, "-m", "shared.cli", "worker", "--function", name]
+        return Process(f"function {name}", command, environment=self._told(spec), log=self._log, ready=None)
+
+    def _server(self, name: str, spec: FunctionSpec, host: str, port: int) -> Process:
+        self.addresses[name] = _address(host, port)
         host = f"[{host}]" if ":" in host else host
-        self.addresses[name] = f"http://{host}:{port}"
         source = ["--target", name, "--source", str(_ROOT / "main.py"), "--host", host, "--port", str(port)]
         return Process(
             f"function {name}",
             [sys.executable, "-m", "functions_framework", *source],
-            environment={**os.environ, **self.environment},
+            environment=self._told(spec),
             log=self._log,
             ready=lambda: _answers(self.addresses[name]),
         )
@@ -245,6 +258,10 @@ async def _sweep(client: "httpx.AsyncClient", url: str) -> None:
         except httpx.HTTPError as error:
             # It may just be starting again, and the next sweep finds all of this one's work.
             _log.warning("sweep failed", extra={"error": describe_error(error)})
+
+
+def _address(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _free_ports(count: int) -> list[int]:

@@ -25,7 +25,7 @@ from shared.messages.payloads import (
     WorkflowSignalled,
     WorkflowUnpaused,
 )
-from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Secret
+from shared.messages.signing import CONTENT_TYPE, MIN_SECRET_LENGTH, KeyRing, KeyState, Ring, Secret
 
 __all__ = [
     "APPROVE",
@@ -44,6 +44,7 @@ __all__ = [
     "Payload",
     "PromptUsed",
     "Remaining",
+    "Ring",
     "Secret",
     "SpawnedStep",
     "StepCompleted",

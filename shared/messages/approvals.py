@@ -16,7 +16,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from shared.messages.payloads import Attempt, StepId, WorkflowId
-from shared.messages.signing import KeyRing
+from shared.messages.signing import Ring
 
 APPROVAL_SECONDS: Final = 7 * 86_400
 """How long a link to an approval lasts that waits for ever."""
@@ -34,7 +34,7 @@ class ApprovalLink(NamedTuple):
     attempt: Attempt
     expires: int
 
-    def token(self, ring: KeyRing) -> str:
+    def token(self, ring: Ring) -> str:
         """The text that proves it, fit for a URL's path."""
         body = _encoded(orjson.dumps([*self, ring.active]))
         return f"{body}.{_encoded(ring.seal(_PURPOSE, body.encode()))}"
@@ -44,7 +44,7 @@ _Fields = TypeAdapter(tuple[WorkflowId, StepId, Attempt, int, str])
 
 
 def approval_links(
-    ring: KeyRing, base: str, *, workflow: str, step: str, attempt: int, waiting: Mapping[str, Any], now: datetime
+    ring: Ring, base: str, *, workflow: str, step: str, attempt: int, waiting: Mapping[str, Any], now: datetime
 ) -> dict[str, str]:
     """`links` of a step that waits for an approval, at the gateway at `base`; `waiting` is as the state shows it."""
     until = waiting["until"]
@@ -53,7 +53,7 @@ def approval_links(
     return {"approve": f"{base.rstrip('/')}{APPROVE}/{token}"}
 
 
-def read_token(token: str, ring: KeyRing) -> ApprovalLink | None:
+def read_token(token: str, ring: Ring) -> ApprovalLink | None:
     """What `token` proves; None when no key that is trusted here has made it. Whether it has expired is for the caller to see."""
     body, _, seal = token.partition(".")
     if len(token) > _LONGEST or not token.isascii():

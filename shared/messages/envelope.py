@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from shared.errors import EnvelopeRejected, InputError
 from shared.messages.payloads import TYPE_OF, TYPES, Payload
-from shared.messages.signing import KeyRing
+from shared.messages.signing import Ring
 
 MAX_CLOCK_SKEW = timedelta(minutes=5)
 """How far ahead of the receiver's clock a sender's may be."""
@@ -141,9 +141,7 @@ def decode(data: bytes, *, now: datetime, max_bytes: int) -> Envelope:
     return envelope
 
 
-def open_envelope(
-    topic: str, data: bytes, attributes: Mapping[str, str], *, ring: KeyRing, now: datetime, max_bytes: int
-) -> Envelope:
+def open_envelope(topic: str, data: bytes, attributes: Mapping[str, str], *, ring: Ring, now: datetime, max_bytes: int) -> Envelope:
     """Everything that a receiver must check before it acts, in this order: size, key, signature, JSON and schema, age.
 
     Raises EnvelopeRejected with the `reason` of the first check that fails, and nothing else.
@@ -153,7 +151,7 @@ def open_envelope(
     return decode(data, now=now, max_bytes=max_bytes)
 
 
-def reopen_envelope(topic: str, data: bytes, attributes: Mapping[str, str], *, ring: KeyRing, max_bytes: int) -> Envelope:
+def reopen_envelope(topic: str, data: bytes, attributes: Mapping[str, str], *, ring: Ring, max_bytes: int) -> Envelope:
     """An envelope of any age, for whoever keeps or redrives it: nothing may be done on its word before its age is checked.
 
     Raises EnvelopeRejected as `open_envelope` does, but never because of the time.
@@ -169,7 +167,7 @@ def renewed(envelope: Envelope, *, now: datetime, ttl_seconds: float) -> Envelop
     return replace(envelope, time=time, expirytime=_expiry(time, ttl_seconds))
 
 
-def seal(envelope: Envelope, topic: str, ring: KeyRing, *, max_bytes: int) -> tuple[bytes, dict[str, str]]:
+def seal(envelope: Envelope, topic: str, ring: Ring, *, max_bytes: int) -> tuple[bytes, dict[str, str]]:
     """The data and attributes with which an envelope goes to `topic`.
 
     Raises InputError when it would be larger than `max_bytes` or can't be encoded, and ConfigurationError for an unusable topic.

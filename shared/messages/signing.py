@@ -23,6 +23,7 @@ import re
 from binascii import b2a_base64
 from collections.abc import Collection, Mapping
 from enum import StrEnum
+from typing import Protocol
 
 from pydantic import SecretStr
 
@@ -54,6 +55,39 @@ class KeyState(StrEnum):
     """It signs, and its signatures are accepted."""
     RETIRED = "retired"
     """Refused, under every id that names it."""
+
+
+class Ring(Protocol):
+    """What signs and verifies. One that rotates while it is used is asked to keep up: `shared.keys` has it."""
+
+    def sign(self, topic: str, data: bytes) -> dict[str, str]:
+        """As `KeyRing.sign`."""
+        ...
+
+    def verify(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> None:
+        """As `KeyRing.verify`."""
+        ...
+
+    @property
+    def active(self) -> str:
+        """The id of the key that signs."""
+        ...
+
+    def seal(self, purpose: str, data: bytes) -> bytes:
+        """As `KeyRing.seal`."""
+        ...
+
+    def is_sealed(self, purpose: str, data: bytes, *, key_id: str, seal: bytes) -> bool:
+        """As `KeyRing.is_sealed`."""
+        ...
+
+    async def fresh(self) -> None:
+        """Return once its keys are as new as they have to be."""
+        ...
+
+    async def renewed(self) -> bool:
+        """After a signature was refused: whether there are other keys now, with which to try again."""
+        ...
 
 
 class KeyRing:
@@ -184,6 +218,13 @@ class KeyRing:
             return False
         mac = self._macs.get(_named(key_id, self._names) or _DEFAULT)
         return mac is not None and hmac.compare_digest(_seal(mac, purpose, key_id, data), seal)
+
+    async def fresh(self) -> None:
+        """It never changes."""
+
+    async def renewed(self) -> bool:
+        """It never changes."""
+        return False
 
     def __repr__(self) -> str:
         keys = ", ".join(f"{name}: {state}" for name, state in self.states.items())

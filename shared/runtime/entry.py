@@ -5,27 +5,34 @@ takes the same handlers from `Function.handlers` and joins them to its bus witho
 """
 
 import importlib
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
 
-from shared.bus import Handler
-from shared.errors import NotFound
+from shared.bus import Delivery, Handler, Outcome
+from shared.errors import AgentTeamError, NotFound
 from shared.runtime.contract import Run
 from shared.runtime.door import push
 from shared.runtime.letters import addressed
 from shared.runtime.pipeline import Pipeline, Work
-from shared.runtime.wiring import Runtime, runtime
+from shared.runtime.starting import started
+from shared.runtime.wiring import Runtime
+from shared.telemetry import describe_error
+
+_log = logging.getLogger(__name__)
 
 Handlers = Mapping[str, Handler]
 """Topic → what handles its deliveries."""
 HttpFunction = Callable[[Request], Any]
+_SCHEDULER = "x-cloudscheduler"
+"""A header of Cloud Scheduler's calls. It proves nothing: IAM says who may call, and a timer goes on with what is due, no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +43,8 @@ class Function:
     handlers: Callable[[Runtime], Handlers]
     app: Callable[[Runtime], ASGIApp] | None = None
     """What answers its HTTP requests, when they are not pushes."""
+    timer: Callable[[Runtime], Awaitable[None]] | None = None
+    """What the scheduler's calls do, where messages set it off besides."""
 
 
 def agent(file: str, run: Run | None = None) -> HttpFunction:
@@ -48,13 +57,15 @@ def agent(file: str, run: Run | None = None) -> HttpFunction:
     return on_messages(file, handlers)
 
 
-def on_messages(file: str, handlers: Callable[[Runtime], Handlers]) -> HttpFunction:
-    """The entry point of a function that is set off by messages."""
+def on_messages(
+    file: str, handlers: Callable[[Runtime], Handlers], *, timer: Callable[[Runtime], Awaitable[None]] | None = None
+) -> HttpFunction:
+    """The entry point of a function that is set off by messages, and with `timer` by the scheduler too."""
 
     def for_this_subscription(live: Runtime) -> Handlers:
-        return {topic: addressed(handler) for topic, handler in handlers(live).items()}
+        return {topic: addressed(_with_fresh_keys(live, handler)) for topic, handler in handlers(live).items()}
 
-    return _entry(Function(Path(file).parent.name, for_this_subscription))
+    return _entry(Function(Path(file).parent.name, for_this_subscription, timer=timer))
 
 
 def on_http(file: str, app: Callable[[Runtime], ASGIApp]) -> HttpFunction:
@@ -76,6 +87,31 @@ def load(name: str) -> Function:
             raise NotFound(f"there is no function {name}; every folder of functions/ is one") from error
         raise
     return cast("Function", getattr(module, name).function)
+
+
+def _with_fresh_keys(live: Runtime, handler: Handler) -> Handler:
+    async def handle(delivery: Delivery) -> Outcome:
+        await live.ring.fresh()
+        return await handler(delivery)
+
+    return handle
+
+
+async def _timed(timer: Callable[[Runtime], Awaitable[None]], live: Runtime) -> Response:
+    try:
+        await timer(live)
+    except AgentTeamError as error:
+        _log.error("what was due is left to the next time", extra={"error": describe_error(error)})
+        return Response(status_code=503)
+    return Response(status_code=204)
+
+
+async def _kept_up(live: Runtime) -> None:
+    """Have the keys fresh before a request is answered that may sign. Without any, only what signs fails."""
+    try:
+        await live.ring.fresh()
+    except AgentTeamError as error:
+        _log.error("the signing keys cannot be read", extra={"error": describe_error(error)})
 
 
 def _agent_pipeline(live: Runtime, folder: Path, run: Run | None) -> Pipeline:
@@ -112,23 +148,31 @@ def _entry(function: Function) -> HttpFunction:
 
     # Made with the first request, inside the event loop that clients are bound to.
     @cache
-    def app() -> ASGIApp:
+    def app(live: Runtime) -> ASGIApp:
         assert function.app is not None
-        return function.app(runtime(function.name))
+        return function.app(live)
 
     @cache
-    def handlers() -> Handlers:
-        return function.handlers(runtime(function.name))
+    def handlers(live: Runtime) -> Handlers:
+        return function.handlers(live)
 
     async def entry(request: Request) -> Any:
+        try:
+            live = await started(function.name)
+        except AgentTeamError as error:
+            # Somebody will put it right: until then messages wait on the bus.
+            _log.error("%s cannot start", function.name, extra={"error": describe_error(error), "status": "retry"})
+            return Response(str(error), status_code=503, media_type="text/plain")
         if function.app is not None:
-            return app()
-        live = runtime(function.name)
+            await _kept_up(live)
+            return app(live)
         if request.method == "GET":
             # Whoever releases it asks each new revision first: with its settings whole and its prompt read, it says who it is.
-            handlers()
+            handlers(live)
             return JSONResponse({"status": "ok", "function": function.name})
-        return await push(request, handlers(), max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
+        if function.timer is not None and _SCHEDULER in request.headers:
+            return await _timed(function.timer, live)
+        return await push(request, handlers(live), max_bytes=live.settings.max_payload_bytes, tokens=live.push_tokens)
 
     # functions-framework knows a function by its name.
     entry.__name__ = entry.__qualname__ = function.name

@@ -12,7 +12,7 @@ from shared.bus import Bus, Delivery, Message, Outcome
 from shared.clock import Clock
 from shared.errors import ConfigurationError, EnvelopeRejected, Permanent, Transient
 from shared.guards import Cache, Claim, Done, Idempotency, InFlight, New
-from shared.messages import Envelope, KeyRing, open_envelope
+from shared.messages import Envelope, Ring, open_envelope
 from shared.runtime.leases import Leases
 from shared.runtime.letters import note_failure
 from shared.telemetry import TraceContext, bind_task, describe_error, metrics, span
@@ -30,7 +30,7 @@ class Link:
     """What a pipeline stands on."""
 
     bus: Bus
-    ring: KeyRing
+    ring: Ring
     clock: Clock
     idempotency: Idempotency | None
     """None switches claims off (`ENABLE_IDEMPOTENCY`)."""
@@ -58,11 +58,8 @@ class Pipeline:
 
     async def __call__(self, delivery: Delivery) -> Outcome:
         """What becomes of the delivery. Raises nothing but cancellation."""
-        link = self._link
         try:
-            envelope = open_envelope(
-                delivery.topic, delivery.data, delivery.attributes, ring=link.ring, now=link.clock.now(), max_bytes=link.max_bytes
-            )
+            envelope = await self._opened(delivery)
         except EnvelopeRejected as error:
             self._reject(delivery, error)
             return Outcome.ACK
@@ -73,6 +70,22 @@ class Pipeline:
             if outcome is Outcome.RETRY:
                 running.status = "unavailable"
             return outcome
+
+    async def _opened(self, delivery: Delivery) -> Envelope:
+        """The envelope; one whose key is not known yet is tried again with what the ring has learnt. Raises EnvelopeRejected."""
+        try:
+            return self._verified(delivery)
+        except EnvelopeRejected as error:
+            # An unknown id may fall to the default secret, whose signature it does not bear.
+            if error.reason not in ("key", "signature") or not await self._link.ring.renewed():
+                raise
+        return self._verified(delivery)
+
+    def _verified(self, delivery: Delivery) -> Envelope:
+        link = self._link
+        return open_envelope(
+            delivery.topic, delivery.data, delivery.attributes, ring=link.ring, now=link.clock.now(), max_bytes=link.max_bytes
+        )
 
     async def _handled(self, delivery: Delivery, envelope: Envelope) -> Outcome:
         try:

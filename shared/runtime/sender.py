@@ -6,7 +6,7 @@ from shared.bus import Message
 from shared.clock import Clock
 from shared.errors import InputError
 from shared.ids import dispatch_id, finished_id
-from shared.messages import Envelope, KeyRing, Payload, StepDispatched, WorkflowFinished, WorkflowRequested, seal
+from shared.messages import Envelope, Payload, Ring, StepDispatched, WorkflowFinished, WorkflowRequested, seal
 
 WORKFLOW_EVENTS = "workflow-events"
 WORKFLOW_REQUESTS = "workflow-requests"
@@ -14,7 +14,8 @@ WORKFLOW_RESULTS = "workflow-results"
 WORKFLOW_SCHEDULES = "workflow-schedules"
 _STATE = "state"
 """The source of what `advance` commands: whoever carries a command out once more sends a copy, not another message."""
-UNSIGNED_TOPICS = frozenset({WORKFLOW_SCHEDULES})
+KEY_ROTATION = "key-rotation"
+UNSIGNED_TOPICS = frozenset({KEY_ROTATION, WORKFLOW_SCHEDULES})
 """They carry plain messages, from publishers that IAM lets in."""
 
 
@@ -23,7 +24,7 @@ class Sender:
     """Writes the envelopes of one function."""
 
     function: str
-    ring: KeyRing
+    ring: Ring
     clock: Clock
     ttl_seconds: float
     max_bytes: int

@@ -4,9 +4,7 @@ import base64
 import logging
 import os
 import secrets
-import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +14,9 @@ from shared.clock import Clock, SystemClock
 from shared.config import Settings, load_settings
 from shared.errors import ConfigurationError
 from shared.guards import Guards, open_guards
-from shared.messages import KeyRing
+from shared.keys import FileKeyStore, KeyStore, LiveRing
 from shared.runtime.cancellation import Cancellations
+from shared.runtime.keyring import local_secret, open_ring
 from shared.runtime.pipeline import Link
 from shared.runtime.progress import Progress
 from shared.runtime.sender import Sender
@@ -26,11 +25,13 @@ from shared.telemetry import MetricLog, configure_logging, metrics, open_sentry,
 if TYPE_CHECKING:
     from shared.ai import Model, Tool
     from shared.ai.reach import Reach
+    from shared.ai.tools.asking import GatewayDocuments
     from shared.http.addresses import Gate
     from shared.outputs import Outputs
     from shared.runtime.dispatcher import Dispatcher
     from shared.runtime.oidc import IdentityTokens, PushTokens
     from shared.runtime.spec import FunctionSpec
+    from shared.secrets import SecretManager
     from shared.state import WorkflowStore
     from shared.workflows import Definition
 
@@ -56,27 +57,39 @@ class Runtime:
         outputs: "Outputs | None" = None,
         workflows: Path = WORKFLOWS,
         serves: Collection[str] | None = None,
+        manager: "SecretManager | None" = None,
     ) -> None:
         self.settings = settings
         self.clock: Clock = SystemClock() if clock is None else clock
         self._workflows = workflows
         self.serves = serves
         # A cached property looks here before it opens anything.
-        given = {"bus": bus, "guards": guards, "store": store, "model": model, "outputs": outputs}
+        given = {"bus": bus, "guards": guards, "store": store, "model": model, "outputs": outputs, "secrets": manager}
         self.__dict__.update({name: value for name, value in given.items() if value is not None})
 
     @cached_property
-    def ring(self) -> KeyRing:
-        """The keys that sign and verify. Outside production a secret that is not given is made, and kept in AGENT_TEAM_HOME."""
-        settings = self.settings
-        given = settings.comm_hmac_default_secret
-        default = (
-            _local_secret(settings.agent_team_home, "hmac-secret", secrets.token_urlsafe(48))
-            if given is None
-            else given.get_secret_value()
-        )
-        keys = {name: secret.get_secret_value() for name, secret in settings.comm_hmac_keys.items()}
-        return KeyRing(settings.comm_hmac_active_key_id, keys, default=default)
+    def secrets(self) -> "SecretManager":
+        """The project's Secret Manager. Raises ConfigurationError without GCP_PROJECT_ID."""
+        from shared.secrets import SecretManager
+
+        project = self.settings.gcp_project_id
+        if project is None:
+            raise ConfigurationError("SECRETS_FROM is secret-manager and GCP_PROJECT_ID is not set; set it to the project")
+        return SecretManager(project, self.clock, member=account(project))
+
+    @cached_property
+    def keys(self) -> "KeyStore":
+        """Where the keys that rotate are kept: Secret Manager, or a file in AGENT_TEAM_HOME."""
+        if self.settings.secrets_from == "secret-manager":
+            from shared.keys.manager import SecretManagerKeyStore
+
+            return SecretManagerKeyStore(self.secrets)
+        return FileKeyStore(self.settings.agent_team_home, self.clock)
+
+    @cached_property
+    def ring(self) -> "LiveRing":
+        """The keys that sign and verify, kept up with those of `keys`."""
+        return open_ring(self.settings, self.keys, self.clock)
 
     @cached_property
     def webhook_secret(self) -> str:
@@ -91,7 +104,7 @@ class Runtime:
             expected = Settings.model_fields["webhook_secret"].description
             raise ConfigurationError(f"WEBHOOK_SECRET is not set, and webhooks cannot be signed without; set it to {expected}")
         new = f"whsec_{base64.b64encode(secrets.token_bytes(32)).decode()}"
-        made = _local_secret(self.settings.agent_team_home, "webhook-secret", new)
+        made = local_secret(self.settings.agent_team_home, "webhook-secret", new)
         redact_values(made)
         return made
 
@@ -167,14 +180,35 @@ class Runtime:
 
     @cached_property
     def tools(self) -> "Mapping[str, Tool]":
-        """The built-in tools that prompts may name; the store's documents only where a store is configured, or this machine's."""
+        """The built-in tools that prompts may name.
+
+        Documents are searched in the store by a process that has it; others, such as an agent's in the cloud, ask the gateway.
+        """
         from shared.ai import builtin
 
+        if self._has_store:
+            return builtin(search=self._search)
+        if self.settings.agent_team_url is None:
+            _log.info("documents cannot be searched here; set AGENT_TEAM_URL to the gateway, and AGENT_TEAM_API_KEY to a key of it")
+        return builtin(search=None if self.documents is None else self.documents.search)
+
+    @property
+    def _has_store(self) -> bool:
+        if self.serves is None or "store" in self.__dict__:
+            return True
+        stateful = any("DATABASE_URL" in self.functions[name].secrets for name in self.serves if name in self.functions)
+        return stateful and not (self.settings.database_url is None and self.settings.supabase_url is None)
+
+    @cached_property
+    def documents(self) -> "GatewayDocuments | None":
+        """The documents as the gateway of AGENT_TEAM_URL finds them; None without one."""
         settings = self.settings
-        stored = (
-            self.serves is None or "store" in self.__dict__ or not (settings.database_url is None and settings.supabase_url is None)
-        )
-        return builtin(search=self._search if stored else None)
+        if settings.agent_team_url is None:
+            return None
+        from shared.ai.tools.asking import GatewayDocuments
+
+        key = settings.agent_team_api_key
+        return GatewayDocuments(settings.agent_team_url, None if key is None else key.get_secret_value())
 
     async def _search(self, query: str, limit: int) -> "Sequence[Mapping[str, Any]]":
         return await self.store.search_documents(query, limit)
@@ -289,7 +323,7 @@ class Runtime:
 
     async def close(self) -> None:
         """Free what was opened; handlers in progress end first."""
-        for name in ("bus", "model", "reach", "store", "guards", "outputs"):
+        for name in ("bus", "model", "reach", "documents", "store", "guards", "outputs", "secrets"):
             close = getattr(self.__dict__.get(name), "close", None)
             if close is not None:  # not every model holds connections
                 await close()
@@ -298,29 +332,55 @@ class Runtime:
 _runtime: Runtime | None = None
 
 
-def runtime(function: str | None = None) -> Runtime:
+def runtime(
+    function: str | None = None, *, found: Mapping[str, str] | None = None, manager: "SecretManager | None" = None
+) -> Runtime:
     """The runtime of this process, from the environment; it is made for `function`, which the process serves.
 
-    Raises ConfigurationError that lists every mistake.
+    `found` are secrets that were fetched for it through `manager`. Raises ConfigurationError that lists every mistake.
     """
     global _runtime
     if _runtime is None:
-        _runtime = open_runtime(serves=None if function is None else (function,))
+        _runtime = open_runtime(serves=None if function is None else (function,), function=function, found=found, manager=manager)
     return _runtime
 
 
-def open_runtime(*, serves: Collection[str] | None) -> Runtime:
+def is_open() -> bool:
+    """Whether this process has its runtime."""
+    return _runtime is not None
+
+
+def open_runtime(
+    *,
+    serves: Collection[str] | None,
+    function: str | None = None,
+    found: Mapping[str, str] | None = None,
+    manager: "SecretManager | None" = None,
+) -> Runtime:
     """A runtime from the environment for a process of production, whose logs are JSON on standard error.
 
-    Raises ConfigurationError that lists every mistake.
+    The process of a single `function` needs that one's secrets and no others. Raises ConfigurationError that lists every mistake.
     """
-    settings = load_settings()
+    secrets = None if function is None else _secrets_of(function)
+    settings = load_settings(secrets=secrets) if found is None else load_settings({**os.environ, **found}, secrets=secrets)
     redact_values(*settings.secret_values())
     cloud = "K_SERVICE" in os.environ
     configure_logging(settings.log_level, cloud=cloud, project=settings.gcp_project_id)
     metrics.log_changes(MetricLog(logging.getLogger("metrics")) if cloud else None)
     tell_sentry(settings, server_name="platform" if serves is None else ",".join(serves))
-    return Runtime(settings, serves=serves)
+    return Runtime(settings, serves=serves, manager=manager)
+
+
+def account(project: str) -> str:
+    """Who this process is to Google's IAM, as far as it can tell: infra/services.tf gives every service an account of its own."""
+    service = os.environ.get("K_SERVICE")
+    return "user:YOU" if service is None else f"serviceAccount:fn-{service}@{project}.iam.gserviceaccount.com"
+
+
+def _secrets_of(function: str) -> Collection[str]:
+    from shared.runtime.spec import FUNCTIONS, load_function
+
+    return load_function(FUNCTIONS / function).secrets
 
 
 def tell_sentry(settings: Settings, *, server_name: str) -> None:
@@ -344,21 +404,3 @@ def _release() -> str:
         return f"agent-team@{version('agent-team')}"
     except PackageNotFoundError:
         return os.environ.get("K_REVISION", "agent-team")
-
-
-def _local_secret(home: Path, name: str, new: str) -> str:
-    """A secret of this machine's platform, which becomes `new` on first use and is readable by its owner alone."""
-    file = home / name
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
-            # Written aside and then linked: nobody ever sees half a secret, and of two that make one the first wins.
-            with tempfile.NamedTemporaryFile("w", dir=home, encoding="ascii") as aside, suppress(FileExistsError):
-                aside.write(new)
-                aside.flush()
-                os.link(aside.name, file)
-        return file.read_text(encoding="ascii")
-    except OSError as error:
-        raise ConfigurationError(
-            f"{home} cannot be written ({error.strerror}); make it writable or set AGENT_TEAM_HOME to another folder"
-        ) from error

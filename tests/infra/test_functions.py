@@ -70,6 +70,36 @@ def test_no_agent_reads_a_secret_that_it_does_not_need(plan: Plan) -> None:
     assert readers == {(secret, name) for name, spec in SPECS.items() for secret in {*spec.secrets, *shared} - {"COMM_HMAC_KEYS"}}
 
 
+def test_a_function_fetches_its_secrets_itself_and_is_told_where_to_go_with_them(plan: Plan) -> None:
+    for name, spec in SPECS.items():
+        (template,) = plan[f'google_cloud_run_v2_service.function["{name}"]']["template"]
+        environment = {one["name"]: one for one in template["containers"][0]["env"]}
+        assert environment["SECRETS_FROM"]["value"] == "secret-manager"
+        assert not [one for one in environment.values() if one.get("value_source")]
+        assert ("AGENT_TEAM_URL" in environment) == ("AGENT_TEAM_API_KEY" in spec.secrets)
+        assert ("SUPABASE_URL" in environment) == ("SUPABASE_SERVICE_ROLE_KEY" in spec.secrets)
+
+
+def test_every_function_reads_the_signing_keys_and_the_key_rotator_alone_changes_them(plan: Plan) -> None:
+    kind = "google_secret_manager_secret_iam_member"
+    assert keys(plan, f"{kind}.signing_keys") == {f"{name}/{role}" for name in SPECS for role in ("secretAccessor", "viewer")}
+    # The role's id is known only once it is made: whatever is not one of these two would be another grant.
+    changing = {address for address in plan if address.startswith(f"{kind}.") and "key_rotator" in address.partition("[")[0]}
+    assert changing == {f"{kind}.key_rotator"}
+    allowed = set(plan["google_project_iam_custom_role.key_rotator"]["permissions"])
+    assert not [one for one in allowed if one.endswith((".delete", ".setIamPolicy", ".destroy", ".access"))]
+
+
+def test_the_signing_keys_rotate_every_90_days_and_secret_manager_alone_tells_of_it(plan: Plan) -> None:
+    secret = plan["google_secret_manager_secret.signing_keys"]
+    assert secret["secret_id"] == "COMM_HMAC_KEYS"
+    assert secret["rotation"][0]["rotation_period"] == f"{90 * 24 * 3600}s"
+    assert len(secret["topics"]) == 1
+    member = plan["google_pubsub_topic_iam_member.rotation_notices"]["member"]
+    assert member.endswith("@gcp-sa-secretmanager.iam.gserviceaccount.com")
+    assert not [one for one in keys(plan, "google_pubsub_topic_iam_member.publisher") if one.startswith("key-rotation/")]
+
+
 def test_no_function_has_a_role_on_the_project_beyond_writing_its_log(plan: Plan) -> None:
     roles = {(address, values["role"]) for address, values in plan.items() if address.startswith("google_project_iam_member.")}
     assert {role for address, role in roles if "function" in address} == {"roles/logging.logWriter"}
@@ -105,7 +135,9 @@ def test_folders_and_files_bring_their_resources_and_take_them_along(
     (job,) = come
     assert job == 'google_cloud_scheduler_job.workflow["nightly"]'
     assert (after[job]["schedule"], after[job]["time_zone"]) == ("0 3 * * *", "Etc/UTC")
-    assert not [address for address in after.keys() & before.keys() if after[address] != before[address]]
+    # Their first rotation is counted from when it is planned.
+    same = after.keys() & before.keys() - {"google_secret_manager_secret.signing_keys"}
+    assert not [address for address in same if after[address] != before[address]]
 
 
 def test_only_who_has_to_calls_a_function(plan: Plan) -> None:

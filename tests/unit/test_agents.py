@@ -391,10 +391,10 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "concurrency": 8,
         "max_attempts": 5,
         "publishes": ["workflow-events"],
-        # Whoever searches documents reaches the store.
+        # Whoever searches documents asks the gateway: no agent reaches the store.
         "secrets": [
-            "COMM_HMAC_DEFAULT_SECRET",
-            *(["DATABASE_URL"] if agent == "researcher" else []),
+            *(["AGENT_TEAM_API_KEY"] if agent == "researcher" else []),
+            "COMM_HMAC_KEYS",
             *(["GEMINI_API_KEY"] if agent in ASKING else []),
         ],
     }

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
-from shared.config import Settings, load_settings, redact_url, variable_of
+from shared.config import Settings, load_settings, redact_url, secrets_project, variable_of
 from shared.errors import ConfigurationError
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
@@ -64,6 +64,7 @@ DEFAULTS = {
     "OUTPUTS_URL": "",
     "GCP_PROJECT_ID": "",
     "GCP_LOCATION": "us-central1",
+    "SECRETS_FROM": "environment",
     "CLOUDFLARE_ZONE_ID": "",
     "PUSH_AUDIENCE": "",
     "PUSH_SERVICE_ACCOUNT": "",
@@ -162,6 +163,37 @@ def test_production_requires(variable: str) -> None:
     load_settings(PRODUCTION)
     [mistake] = mistakes({name: value for name, value in PRODUCTION.items() if name != variable})
     assert mistake.startswith(f"{variable} is required in production; expected ")
+
+
+AGENT_SECRETS = ("AGENT_TEAM_API_KEY", "COMM_HMAC_KEYS", "GEMINI_API_KEY")
+SERVICE = {name: PRODUCTION[name] for name in (*NEEDED_BY_CHOICE, "AGENT_BUS_PROVIDER", "SENTRY_DSN")}
+
+
+def test_a_function_needs_its_own_secrets_in_production_and_no_others() -> None:
+    agent = SERVICE | {"SECRETS_FROM": "secret-manager", "GEMINI_API_KEY": "AIza-key"}
+    assert load_settings(agent, secrets=AGENT_SECRETS).database_url is None
+    for missing in ("GEMINI_API_KEY", "SENTRY_DSN", "AGENT_BUS_PROVIDER"):
+        with pytest.raises(ConfigurationError, match=f"^{missing} is required in production"):
+            load_settings({name: value for name, value in agent.items() if name != missing}, secrets=AGENT_SECRETS)
+    with pytest.raises(ConfigurationError, match=r"^DATABASE_URL is required in production; expected a URL"):
+        load_settings(agent, secrets=("COMM_HMAC_KEYS", "DATABASE_URL"))
+    with pytest.raises(ConfigurationError, match=r"^WEBHOOK_SECRET is required in production"):
+        load_settings(agent, secrets=("COMM_HMAC_KEYS", "WEBHOOK_SECRET"))
+
+
+def test_a_function_that_signs_without_secret_manager_needs_the_default_secret() -> None:
+    with pytest.raises(ConfigurationError, match=r"^COMM_HMAC_DEFAULT_SECRET is required in production"):
+        load_settings(SERVICE, secrets=("COMM_HMAC_KEYS",))
+    load_settings(SERVICE, secrets=())
+    load_settings({**PRODUCTION, "SECRETS_FROM": "secret-manager", "COMM_HMAC_DEFAULT_SECRET": ""})
+
+
+def test_the_project_of_the_secrets_is_known_before_they_are() -> None:
+    assert secrets_project({"SECRETS_FROM": " Secret-Manager", "GCP_PROJECT_ID": "acme "}) == "acme"
+    assert secrets_project({"GCP_PROJECT_ID": "acme"}) is None
+    assert secrets_project({"SECRETS_FROM": "secret-manager"}) is None
+    [mistake] = mistakes({"SECRETS_FROM": "secret-manager"})
+    assert mistake.startswith("GCP_PROJECT_ID is needed because SECRETS_FROM is secret-manager")
 
 
 def test_a_memory_bus_in_production_must_be_meant() -> None:

@@ -121,11 +121,16 @@ def test_a_runtime_opens_what_the_settings_say(tmp_path: Path) -> None:
     [
         (None, {}, True),  # the platform in one process has its own database
         (("researcher",), {}, False),
-        (("researcher",), {"DATABASE_URL": "postgresql://nobody@nowhere/nothing"}, True),
-        (("researcher",), {"SUPABASE_URL": "https://nowhere.test", "SUPABASE_SERVICE_ROLE_KEY": "x" * 40}, True),
+        # An agent's account has no database, so it asks the gateway.
+        (("researcher",), {"DATABASE_URL": "postgresql://nobody@nowhere/nothing"}, False),
+        (("researcher",), {"AGENT_TEAM_URL": "https://nowhere.test"}, True),
+        # A process that keeps the state as well has it at hand.
+        (("researcher", "orchestrator"), {"DATABASE_URL": "postgresql://nobody@nowhere/nothing"}, True),
+        (("researcher", "intake"), {"SUPABASE_URL": "https://nowhere.test", "SUPABASE_SERVICE_ROLE_KEY": "x" * 40}, True),
+        (("researcher", "orchestrator"), {}, False),
     ],
 )
-def test_documents_can_be_searched_where_a_store_is_within_reach(
+def test_documents_can_be_searched_where_a_store_or_a_gateway_is_within_reach(
     serves: tuple[str, ...] | None, settings: dict[str, str], searches: bool, tmp_path: Path
 ) -> None:
     live = Runtime(load_settings({"AGENT_TEAM_HOME": str(tmp_path), **settings}), serves=serves)

@@ -30,7 +30,7 @@ def test_every_function_folder_has_a_spec_and_a_main() -> None:
 def test_every_spec_can_be_deployed(spec: FunctionSpec) -> None:
     assert spec.ack_deadline_seconds <= 600
     assert spec.min_backoff_seconds <= spec.max_backoff_seconds
-    assert "COMM_HMAC_DEFAULT_SECRET" in spec.secrets
+    assert "COMM_HMAC_KEYS" in spec.secrets
     # An agent asks a model, or is code alone.
     assert spec.is_agent == any((FUNCTIONS / spec.name / file).exists() for file in ("prompt.md", "agent.py"))
 

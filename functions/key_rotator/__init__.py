@@ -1,0 +1,1 @@
+"""Key rotator: new signing keys every 90 days, without a message lost."""
