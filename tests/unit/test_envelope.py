@@ -400,7 +400,9 @@ def test_a_type_that_we_do_not_know_is_named_if_it_looks_like_one() -> None:
 
 
 @pytest.mark.parametrize("type_name", TYPES)
-@pytest.mark.parametrize("data", [None, [], CANARY, {}, {CANARY * 20: 1}, {"workflow": f"{CANARY}!", "step": CANARY, "attempt": CANARY}])
+@pytest.mark.parametrize(
+    "data", [None, [], CANARY, {}, {CANARY * 20: 1}, {"workflow": f"{CANARY}!", "step": CANARY, "attempt": CANARY}]
+)
 def test_a_mistake_names_the_place_and_shows_no_value(type_name: str, data: object) -> None:
     mistake = rejection(orjson.dumps(a_document(type=type_name, data=data)))
     assert mistake.reason == "schema"

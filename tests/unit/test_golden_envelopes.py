@@ -1,7 +1,7 @@
-"""Messages of releases before this one: it reads them, and says everything that they said, so that the builds understand each other.
+"""Messages of releases: this build reads them, and says everything that they said, so that builds understand each other.
 
-tests/fixtures/envelopes/<release>/<type>.json is what that release wrote, with every field filled in. A release adds its folder; the
-folder of the release before stays. A folder may grow until its release is out, and is never changed after.
+tests/fixtures/envelopes/<release>/<type>.json is what that release wrote, with every field filled in. A release adds its folder;
+the folder of the release before stays. A folder may grow until its release is out, and is never changed after.
 """
 
 from datetime import UTC, datetime
@@ -28,7 +28,11 @@ def lost(before: Any, after: Any, place: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
         return [found for key, value in before.items() for found in lost(value, after.get(key, ...), f"{place}.{key}")]
     if isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
-        return [found for index, (one, other) in enumerate(zip(before, after, strict=True)) for found in lost(one, other, f"{place}.{index}")]
+        return [
+            found
+            for index, (one, other) in enumerate(zip(before, after, strict=True))
+            for found in lost(one, other, f"{place}.{index}")
+        ]
     return [] if before == after else [place]
 
 
