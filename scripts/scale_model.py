@@ -2,8 +2,8 @@
 
 Every limit is a capacity in its own unit and what one workflow uses of it; the smallest quotient is the bottleneck. A day is
 arrivals that a seed scatters over a daily curve, with a burst of ten minutes at ten times the mean. Workflows are admitted in order
-and go on in parallel as fast as the bottleneck lets them, but no faster than their own chain of model calls. It is a model of flows: it
-knows no single retries, and takes every place of an instance as equally good. Standard library only.
+and go on in parallel as fast as the bottleneck lets them, but no faster than their own chain of model calls. It is a model of
+flows: it knows no single retries, and takes every place of an instance as equally good. Standard library only.
 """
 
 import math
@@ -86,7 +86,7 @@ def limits(settings: Settings) -> list[Limit]:
             "model: tokens a minute",
             settings.tokens_a_minute / 60,
             ALL_CALLS * (INPUT_TOKENS + OUTPUT_TOKENS),
-            "the model's quota, or a cheaper tier for agents that do with it",
+            "the model's quota",
             "assumption: ai.google.dev/gemini-api/docs/rate-limits, a project's own are in AI Studio",
         ),
         Limit("running workflows", settings.pipelines, PATH_SECONDS, "MAX_CONCURRENT_PIPELINES", "setting; seconds assumed"),

@@ -112,7 +112,9 @@ async def assert_each_step_has_one_result(connection: "asyncpg.Connection[asyncp
     assert await connection.fetchval("select count(*) from steps where status = 'SUCCESS'") == len(ids) * (STEPS + PARENTS)
     assert await connection.fetchval("select count(*) from steps where status <> 'SUCCESS'") == 0
     results = "select count(*), count(distinct (workflow_id, step_id)) from history where type = 'step.completed'"
-    assert tuple(await connection.fetchrow(results)) == (len(ids) * (STEPS + PARENTS),) * 2
+    counted = await connection.fetchrow(results)
+    assert counted is not None
+    assert tuple(counted) == (len(ids) * (STEPS + PARENTS),) * 2
     assert await connection.fetchval("select count(*) from dead_letters") == 0
 
 
