@@ -1,8 +1,8 @@
 """Cold starts: from the start of a process of functions-framework until its first message or request is answered.
 
 An agent and the orchestrator are pushed a signed message, the gateway is asked for a workflow. Guards and bus are on Redis, the
-state is on PostgreSQL, the model is the offline one. COLD_PACKAGES names a folder with what requirements-cloud.txt lists, as the image
-has it; without it the packages of this interpreter are used.
+state is on PostgreSQL, the model is the offline one. COLD_PACKAGES names a folder with what requirements-cloud.txt lists, as the
+image has it; without it the packages of this interpreter are used.
 """
 
 import http.client
