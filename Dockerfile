@@ -11,6 +11,8 @@ RUN python -m compileall -q /cloud /all
 
 FROM python:${PYTHON} AS project
 WORKDIR /app
+# python's image comes without the bytecode of its own library, and no user but root could keep it: half of a cold start.
+RUN python -m compileall -q -x '/(idlelib|lib2to3|turtledemo|site-packages)/' "$(python -c 'import sysconfig; print(sysconfig.get_path("stdlib"))')"
 COPY main.py ./
 COPY functions functions
 COPY shared shared

@@ -1,6 +1,8 @@
 """What the messages say: one model per event type, and the JSON that `advance` and the agents exchange.
 
-Unknown fields are refused on the way in, so that a misspelt field is an error and not a silent default.
+Unknown fields are refused where people and agents write them, so that a misspelt field is an error and not a silent default. In a
+signed message they come from a later build of ours and are ignored (shared/messages/envelope.py). A field that is new must have a
+default; one that is no longer needed is sent for one release more.
 """
 
 from typing import Annotated, Any, Literal
@@ -22,7 +24,7 @@ Amount = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class Payload(BaseModel):
-    """Base of everything that travels: immutable, no unknown fields."""
+    """Base of everything that travels: immutable; misspelt fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

