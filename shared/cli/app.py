@@ -6,6 +6,7 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 import typer
 
 from shared.cli import (
+    backup,
     cancel,
     completion,
     dead_letters,
@@ -19,6 +20,7 @@ from shared.cli import (
     publish,
     purge,
     rerun,
+    restore,
     run,
     serve,
     show,
@@ -56,6 +58,8 @@ app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
+app.command()(backup.backup)
+app.command()(restore.restore)
 app.command()(purge.purge)
 app.command()(doctor.doctor)
 app.command(epilog=smoke.EPILOG)(smoke.smoke)
