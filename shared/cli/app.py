@@ -16,6 +16,7 @@ from shared.cli import (
     fork,
     keys,
     list,
+    logs,
     migrate,
     publish,
     purge,
@@ -46,6 +47,7 @@ app.command(epilog=submit.EPILOG)(submit.submit)
 app.command(epilog=watch.EPILOG)(watch.watch)
 app.command(name="list", epilog=list.EPILOG)(list.list_)
 app.command()(show.show)
+app.command()(logs.logs)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command()(worker.worker)
 app.command()(publish.publish)
