@@ -1,20 +1,23 @@
 """Backups: one snapshot, whole or refused, restored whole or not at all."""
 
 import asyncio
+import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import asyncpg
 import orjson
 import pytest
 
-from shared.errors import ConfigurationError, Conflict, InputError, StoreUnavailable
+from shared.errors import AgentTeamError, ConfigurationError, Conflict, InputError, StoreUnavailable
 from shared.state import migrations
-from shared.state.backups import back_up, check, readable, restore
+from shared.state.backups import archive, back_up, check, dumping, readable, restore, restoring
 from shared.state.backups.checksums import SETTINGS, measure
+from shared.state.backups.programs import Programs
 from shared.state.postgres import connected
 from tests.conftest import Postgres
 
@@ -128,7 +131,8 @@ async def test_a_backup_of_which_any_part_was_changed_is_refused(backed_up: Path
     assert await _is_empty(empty_database)
 
 
-def _rewrite(file: Path, into: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+def rewrite(file: Path, into: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """A backup of which something was changed by somebody who knows ZIP."""
     with zipfile.ZipFile(file) as given:
         parts = {name: given.read(name) for name in given.namelist()}
     change(parts)
@@ -138,7 +142,9 @@ def _rewrite(file: Path, into: Path, change: Callable[[dict[str, bytes]], None])
     return into
 
 
-def _manifest(**changes: Any) -> Callable[[dict[str, bytes]], None]:
+def manifest_with(**changes: Any) -> Callable[[dict[str, bytes]], None]:
+    """What changes the manifest."""
+
     def change(parts: dict[str, bytes]) -> None:
         parts["manifest.json"] = orjson.dumps({**orjson.loads(parts["manifest.json"]), **changes})
 
@@ -153,7 +159,7 @@ def _no_dump(parts: dict[str, bytes]) -> None:
     from hashlib import sha256
 
     parts["database.dump"] = b"something else"
-    _manifest(dump={"size_bytes": 14, "sha256": sha256(b"something else").hexdigest()})(parts)
+    manifest_with(dump={"size_bytes": 14, "sha256": sha256(b"something else").hexdigest()})(parts)
 
 
 @pytest.mark.parametrize(
@@ -161,9 +167,9 @@ def _no_dump(parts: dict[str, bytes]) -> None:
     [
         (_other_dump, "another dump than its manifest says"),
         (_no_dump, r"pg_restore \d+ cannot read"),
-        (_manifest(format=2), "use the release that made it"),
-        (_manifest(schema_version="29990101000000"), "has the schema 29990101000000, this release knows"),
-        (_manifest(tables="none"), "does not understand"),
+        (manifest_with(format=2), "use the release that made it"),
+        (manifest_with(schema_version="29990101000000"), "has the schema 29990101000000, this release knows"),
+        (manifest_with(tables="none"), "does not understand"),
         (lambda parts: parts.update({"manifest.json": b"{"}), "does not understand"),
         (lambda parts: parts.pop("manifest.json"), "no backup of the platform"),
         (lambda parts: parts.pop("database.dump"), "no backup of the platform"),
@@ -173,7 +179,7 @@ async def test_what_is_no_backup_of_this_release_is_refused_before_anything_is_t
     backed_up: Path, tmp_path: Path, empty_database: str, change: Callable[[dict[str, bytes]], None], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        await restore(empty_database, _rewrite(backed_up, tmp_path / "other.zip", change), force=True)
+        await restore(empty_database, rewrite(backed_up, tmp_path / "other.zip", change), force=True)
     assert await _is_empty(empty_database)
 
 
@@ -214,7 +220,7 @@ async def test_a_restore_that_does_not_give_what_the_manifest_says_is_undone(
     tables = [table.model_dump() for table in check(backed_up).tables]
     for change in ({"rows": 11}, {"checksum": "1"}):
         other = [{**table, **change} if table["name"] == "workflows" else table for table in tables]
-        changed = _rewrite(backed_up, tmp_path / "other.zip", _manifest(tables=other))
+        changed = rewrite(backed_up, tmp_path / "other.zip", manifest_with(tables=other))
         with pytest.raises(StoreUnavailable, match="restored of workflows is not what the manifest says; the restore was undone"):
             await restore(empty_database, changed)
         assert await _is_empty(empty_database)
@@ -310,8 +316,6 @@ async def test_a_backup_that_fails_leaves_no_file(
     file = tmp_path / "backup.zip"
     with pytest.raises(ConfigurationError, match="nothing to back up"):
         await back_up(empty_database, file)
-    from shared.state.backups import dumping
-
     monkeypatch.setattr(dumping, "connection", lambda dsn: ("postgresql://postgres@/postgres?host=/nowhere", {}))
     with pytest.raises(StoreUnavailable, match="pg_dump failed"):
         await back_up(database, file)
@@ -321,19 +325,56 @@ async def test_a_backup_that_fails_leaves_no_file(
 async def test_a_cancelled_backup_ends_its_program_and_leaves_no_file(
     database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with connected(database) as busy:
-        transaction = busy.transaction()
-        await transaction.start()
-        await busy.execute("lock table signals")  # what pg_dump waits for, and counting does not get to
-        backing_up = asyncio.create_task(back_up(database, tmp_path / "backup.zip"))
-        async with asyncio.timeout(20):
-            while not await busy.fetchval("select count(*) from pg_stat_activity where wait_event_type = 'Lock'"):
-                pass
-        backing_up.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await backing_up
-        await transaction.rollback()
-    assert _files(tmp_path) == []
+    begun = tmp_path / "pid"
+    slow = tmp_path / "bin" / "pg_dump"
+    _script(slow, f"echo $$ > {begun}.new; mv {begun}.new {begun}; exec sleep 100")
+    monkeypatch.setattr(dumping, "find_programs", lambda at_least: Programs(slow.parent, at_least))
+    file = tmp_path / "backup.zip"
+    backing_up = asyncio.create_task(back_up(database, file))
+    async with asyncio.timeout(20):
+        while begun not in _files(tmp_path):  # noqa: ASYNC110 - it is about another process
+            await asyncio.sleep(0)
+    assert file in _files(tmp_path)
+    backing_up.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await backing_up
+    async with asyncio.timeout(20):
+        while file in _files(tmp_path):  # noqa: ASYNC110 - the thread's last word
+            await asyncio.sleep(0)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(_bytes(begun)), 0)
+
+
+def _script(file: Path, text: str) -> None:
+    file.parent.mkdir()
+    file.write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+    file.chmod(0o755)
+
+
+async def test_a_restore_that_breaks_off_changes_nothing(
+    backed_up: Path, empty_database: str, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, run = await _measured(database), restoring._run
+
+    async def cut_off(*arguments: Any) -> None:
+        # What was whole a moment ago ends early now, as when the disk fails.
+        monkeypatch.setattr(archive, "pour", _pour_less)
+        await run(*arguments)
+
+    for dsn in (empty_database, database):
+        monkeypatch.setattr(restoring, "_run", cut_off)
+        with pytest.raises(AgentTeamError, match="was undone"):
+            await restore(dsn, backed_up, force=True)
+        monkeypatch.undo()
+    assert await _is_empty(empty_database)
+    assert await _measured(database) == before
+
+
+def _pour_less(file: Path, into: IO[bytes]) -> None:
+    with zipfile.ZipFile(file) as whole:
+        dump = whole.read("database.dump")
+    with suppress(BrokenPipeError), into:
+        into.write(dump[: len(dump) * 9 // 10])
 
 
 async def _is_empty(dsn: str) -> bool:

@@ -18,6 +18,7 @@ from tests.conftest import Postgres
 from tests.support.storage import Storage, storage
 
 from .door import Door, completed, requested, step
+from .test_backups import manifest_with, rewrite
 
 ROOT = Path(__file__).parents[2]
 Answer = tuple[int, str, str]
@@ -105,8 +106,14 @@ async def test_a_database_that_was_made_for_a_restore_that_failed_is_dropped(she
     status, _, err = await shell("backup", "--to", str(damaged), DATABASE_URL=database)
     assert (status, err) == (0, "")
     refused(await shell("backup", "--to", str(damaged), DATABASE_URL=database), "is there already")
+    whole = damaged.with_name("whole.zip")
+    _copy(damaged, whole)
     _cut(damaged)
     refused(await shell("restore", str(damaged), "--database", "new_one", DATABASE_URL=database), "cut off or damaged")
+    other = rewrite(
+        whole, tmp_path / "other.zip", manifest_with(tables=[{**one.model_dump(), "rows": 1} for one in check(whole).tables])
+    )
+    refused(await shell("restore", str(other), "--database", "new_one", DATABASE_URL=database), "the restore was undone")
     async with connected(database) as connection:
         assert await connection.fetchval("select count(*) from pg_database where datname = 'new_one'") == 0
 
@@ -251,6 +258,10 @@ def _touch(*files: Path) -> None:
 
 def _names(folder: Path) -> list[str]:
     return sorted(file.name for file in folder.iterdir())
+
+
+def _copy(file: Path, to: Path) -> None:
+    to.write_bytes(file.read_bytes())
 
 
 def _cut(file: Path) -> None:
