@@ -14,6 +14,11 @@ def workflow_id(at: datetime) -> str:
     return f"wf_{ULID.from_datetime(at)}"
 
 
+def requested_at(workflow: str) -> datetime:
+    """When the workflow of that id was requested."""
+    return ULID.from_str(workflow.removeprefix("wf_")).datetime
+
+
 def workflow_id_for(key: str, at: datetime) -> str:
     """The workflow id of the request known as `key`: the same key and time always give the same id."""
     moment = ULID.from_datetime(at).bytes[:6]

@@ -6,6 +6,7 @@ A verb's module imports nothing heavy before the verb is used: `agent-team --hel
 import typer
 
 from shared.cli import (
+    backup,
     cancel,
     completion,
     dead_letters,
@@ -15,11 +16,13 @@ from shared.cli import (
     fork,
     keys,
     list,
+    logs,
     migrate,
     pause,
     publish,
     purge,
     rerun,
+    restore,
     run,
     schedules,
     serve,
@@ -47,6 +50,7 @@ app.command(epilog=watch.EPILOG)(watch.watch)
 app.command(name="list", epilog=list.EPILOG)(list.list_)
 app.command(epilog=schedules.EPILOG)(schedules.schedules)
 app.command()(show.show)
+app.command()(logs.logs)
 app.command(epilog=cancel.EPILOG)(cancel.cancel)
 app.command(epilog=pause.EPILOG)(pause.pause)
 app.command(epilog=pause.EPILOG)(pause.resume)
@@ -61,6 +65,8 @@ app.add_typer(documents.app, name="documents")
 app.add_typer(dead_letters.app, name="dead-letters")
 app.add_typer(keys.app, name="keys")
 app.command()(migrate.migrate)
+app.command()(backup.backup)
+app.command()(restore.restore)
 app.command()(purge.purge)
 app.command()(doctor.doctor)
 app.command(epilog=smoke.EPILOG)(smoke.smoke)

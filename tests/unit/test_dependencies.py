@@ -19,8 +19,6 @@ NOT_IMPORTED = {
     "uvloop": "uvicorn takes it for its event loop wherever it is installed",
 }
 """Direct dependency of the image → why it is there although no function's code imports it."""
-AHEAD = ("cronsim", "google-cloud-secret-manager", "google-cloud-storage")
-"""Pinned before the code that imports them."""
 OF_ONE_MACHINE = {"shared/state/embedded.py": "without DATABASE_URL, which a function in the cloud always has, it is the database"}
 """Files of functions' rooms that may import what only one machine has → why."""
 
@@ -69,7 +67,7 @@ def importers(dependency: str) -> set[Path]:
 def test_a_function_imports_it_or_it_has_a_reason(dependency: str) -> None:
     if dependency in NOT_IMPORTED:
         assert not importers(dependency), f"{dependency} is imported; its reason is none"
-    elif dependency not in AHEAD:
+    else:
         assert importers(dependency), f"{dependency} is in the image, and nothing there imports it"
 
 
