@@ -161,7 +161,7 @@ def _entry(function: Function) -> HttpFunction:
         except AgentTeamError as error:
             # Somebody will put it right: until then messages wait on the bus.
             _log.error("%s cannot start", function.name, extra={"error": describe_error(error), "status": "retry"})
-            return Response(str(error), status_code=503, media_type="text/plain")
+            return Response(status_code=503)
         if function.app is not None:
             await _kept_up(live)
             return app(live)
