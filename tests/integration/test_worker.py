@@ -199,7 +199,7 @@ async def progress(live: Runtime, steps: int) -> None:
 async def test_without_functions_it_works_for_all_that_messages_set_off(start: Start) -> None:
     line = await asyncio.to_thread(start().wait_until_ready)
 
-    ready = "critic, dead_letter, intake, judge, orchestrator, planner, researcher, triager, webhook, writer"
+    ready = "critic, dead_letter, intake, judge, key_rotator, orchestrator, planner, researcher, triager, webhook, writer"
     assert line == f"agent-team worker is ready for {ready}"
 
 
