@@ -160,9 +160,9 @@ def _entry(function: Function) -> HttpFunction:
         try:
             live = await started(function.name)
         except AgentTeamError as error:
-            # Somebody will put it right: until then messages wait on the bus.
-            _log.error("%s cannot start", function.name, extra={"error": describe_error(error), "status": "retry"})
-            return Response(str(error), status_code=503, media_type="text/plain")
+            # Somebody will put it right: until then messages wait on the bus. The log is not set up yet, and has no fields.
+            _log.error("%s cannot start: %s", function.name, error)
+            return Response(status_code=503)
         if function.app is not None:
             await _kept_up(live)
             return app(live)

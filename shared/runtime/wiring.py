@@ -188,7 +188,7 @@ class Runtime:
 
         if self._has_store:
             return builtin(search=self._search)
-        if self.settings.agent_team_url is None:
+        if self.settings.agent_team_url is None and self._serves_with("AGENT_TEAM_API_KEY"):
             _log.info("documents cannot be searched here; set AGENT_TEAM_URL to the gateway, and AGENT_TEAM_API_KEY to a key of it")
         return builtin(search=None if self.documents is None else self.documents.search)
 
@@ -196,8 +196,12 @@ class Runtime:
     def _has_store(self) -> bool:
         if self.serves is None or "store" in self.__dict__:
             return True
-        stateful = any("DATABASE_URL" in self.functions[name].secrets for name in self.serves if name in self.functions)
-        return stateful and not (self.settings.database_url is None and self.settings.supabase_url is None)
+        configured = self.settings.database_url is not None or self.settings.supabase_url is not None
+        return configured and self._serves_with("DATABASE_URL")
+
+    def _serves_with(self, secret: str) -> bool:
+        """Whether one of the functions of this process has the secret."""
+        return any(secret in self.functions[name].secrets for name in self.serves or () if name in self.functions)
 
     @cached_property
     def documents(self) -> "GatewayDocuments | None":

@@ -204,7 +204,7 @@ async def progress(live: Runtime, steps: int) -> None:
 async def test_without_functions_it_works_for_all_that_messages_set_off(start: Start) -> None:
     line = await asyncio.to_thread(start().wait_until_ready)
 
-    ready = sorted([*AGENTS, "dead_letter", "intake", "orchestrator", "webhook"])
+    ready = sorted([*AGENTS, "dead_letter", "intake", "key_rotator", "orchestrator", "webhook"])
     assert line == f"agent-team worker is ready for {', '.join(ready)}"
 
 
