@@ -97,8 +97,8 @@ class Team:
     _pauses: int = 0
     _forks: int = 0
     _reruns: Counter[str] = field(default_factory=Counter)
-    _paused: set[str] = field(default_factory=set)
-    """Whose pauses nobody has taken back since."""
+    _paused: list[str] = field(default_factory=list)
+    """Those that are."""
     _takers: list[tuple[str, str, str]] = field(default_factory=list)
     _answered: set[tuple[str, str, int, int]] = field(default_factory=set)
     _dead: dict[tuple[str, str], Event] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Team:
         if not self.flying:
             self._tick(LONGEST_WAIT)
             # Whoever paused something looks after it.
-            for workflow in sorted(self._paused):
+            for workflow in self._paused:
                 self._pause(workflow, on=True)
             return
         what = self.turns[self.pick(len(self.turns))]
@@ -174,6 +174,7 @@ class Team:
                 )
             )
         )
+        self._paused = [row["id"] for row in found["state"]["workflows"] if row["paused_at"] is not None]
         return found["commands"], found["again"], found["changed"], found["state"]
 
     def _remember(self, batch: list[Event], commands: list[Command]) -> None:
@@ -251,7 +252,6 @@ class Team:
 
     def _pause(self, workflow: str, *, on: bool) -> None:
         self._pauses += 1
-        (self._paused.discard if on else self._paused.add)(workflow)
         self.flying.append((unpaused if on else paused)(workflow, key=f"pause-{self._pauses}"))
 
     def _rerun(self, workflow: str) -> None:

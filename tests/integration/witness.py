@@ -129,6 +129,9 @@ class Witness:
             assert row["steps_open"] == len(still_open)
             assert not (row["status"] in FINAL and still_open), "open steps in a workflow that has ended"
             self._slots_are_for_work(row, own)
+            spent = {"max_tokens": row["input_tokens"] + row["output_tokens"], "max_cost_microdollars": row["cost_microdollars"]}
+            over = [limit for limit, used in spent.items() if row[limit] is not None and used > row[limit]]
+            assert not (over and still_open), f"{id} goes on and has passed its {over}"
         running = [id for id, row in self.workflows.items() if row["status"] == "RUNNING"]
         assert len(running) <= self._max_running, f"{running} run at once"
 
