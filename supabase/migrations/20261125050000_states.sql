@@ -76,6 +76,33 @@ begin
 end;
 $$;
 
+create or replace function _take(known signals, later boolean, cause integer, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+declare
+    taker steps;
+begin
+    select s.* into taker from steps as s
+    where s.workflow_id = known.workflow_id and known.name in (s.id, s.signal) and s.status = 'WAITING' and s.signal is not null
+        -- One that is due may be so for a signal that came before, which it takes with the next tick.
+        and not (coalesce(s.due_at <= moment, false) and exists (
+            select from signals as k
+            where k.workflow_id = s.workflow_id and k.number < known.number and k.step_id is null and k.name in (s.id, s.signal)
+        ))
+    order by coalesce(s.due_at <= moment, false), s.position limit 1;
+    if taker.id is null then
+        return '{}';
+    end if;
+    if later then
+        update steps as s set due_at = moment where s.workflow_id = taker.workflow_id and s.id = taker.id;
+        update workflows as w set wake_at = moment where w.id = taker.workflow_id;
+        return '{}';
+    end if;
+    -- This one and no other that is kept: its repetition has to find what it woke.
+    update signals as k set kept = false, step_id = taker.id where k.workflow_id = known.workflow_id and k.number = known.number;
+    return _wake(taker, known.body, cause, moment);
+end;
+$$;
+
 create or replace function advance(events jsonb, max_running integer default 10, moment timestamptz default now()) returns json
 language plpgsql
 set search_path = public, pg_temp

@@ -152,8 +152,8 @@ class Team:
         assert not changed, f"{batch} was applied before and changed the state"
         if not once and not any(event["type"] == "tick" for event in batch):
             known = [_essence(command) for command in again]
-            missing = [command for command in map(_essence, commands) if command not in known and not _is_over(command)]
-            assert not missing, f"an event that was repeated did not return its commands: {missing}"
+            missing = [command for command in commands if _essence(command) not in known and not _is_over(command)]
+            assert not missing, f"{batch}, repeated, did not return its commands: {missing}"
         self._remember(batch, commands)
         self.look(batch, commands, state)
         for event in batch:
@@ -340,4 +340,6 @@ def _is_over(command: Command) -> bool:
 
 
 def _essence(command: Command) -> dict[str, Any]:
-    return {key: value for key, value in command.items() if key not in ("created", "cause")}
+    # Who asks again for a pause that is over by now is told so.
+    now = ("status", "paused_at", "paused_by") if command["type"] in ("paused", "unpaused") else ()
+    return {key: value for key, value in command.items() if key not in ("created", "cause", *now)}
