@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from .door import Door
-from .simulation import FINAL, TURNS, Team
+from .simulation import TURNS, Team
 from .witness import Runner, Witness
 from .works import Work, works
 
@@ -36,18 +36,43 @@ class Mix(NamedTuple):
 
 _DELIVER = ("deliver",) * 9
 _TIME = ("wait", "wait", "expire", "recover", "repeat")
+_ALWAYS = (
+    "crash", "crash of a tick", "step.completed", "step.dispatched", "step.failed", "step.late", "step.retried", "step.deferred",
+    "step.lease_expired", "step.expanded", "FAILED DeadLettered", "FAILED LeaseExpired", "CANCELLED",
+    "workflow FAILED BudgetExceeded deadline_seconds", "workflow FAILED BudgetExceeded max_tokens",
+    "workflow FAILED BudgetExceeded max_cost_usd", "workflow.started", "workflow.succeeded", "workflow.failed",
+)  # fmt: skip
+_WAITING = (
+    "step.waiting", "step.woken", "woken by time", "woken by signal approve", "woken by signal amend", "woken by signal reject",
+    "FAILED Rejected", "FAILED TimedOut", "workflow.waiting", "workflow.woken", "workflow.signalled", "step.signalled refused",
+)  # fmt: skip
+_PAUSING = ("workflow.paused", "workflow.unpaused", "workflow.paused refused")
 MIXES = {
-    "messages": Mix(("skip", "many", "nested", "stage", "spawn"), (*_DELIVER, *_TIME, "cancel"), ()),
+    "messages": Mix(
+        ("skip", "many", "nested", "stage", "spawn"),
+        (*_DELIVER, *_TIME, "cancel"),
+        (
+            *_ALWAYS, "SKIPPED", "FAILED InputError", "FAILED BudgetExceeded", "step.cancelled", "workflow.cancelled",
+            "cancelled while QUEUED", "cancelled while RUNNING", "step.redriven",
+        ),
+    ),
     "people": Mix(
         ("approval", "signal", "time", "nested", "stage"),
         (*_DELIVER, *_TIME, "cancel", "signal", "signal", "pause", "pause", "unpause"),
-        (),
+        (*_ALWAYS, *_WAITING, *_PAUSING, "woken by signal", "cancelled while WAITING", "step.cancelled"),
     ),
     "second chances": Mix(
-        ("many", "nested", "spawn", "approval"), (*_DELIVER, *_TIME, "pause", "unpause", "fork", "fork", "rerun", "rerun"), ()
+        ("many", "nested", "spawn", "approval"),
+        (*_DELIVER, *_TIME, "pause", "unpause", "fork", "fork", "rerun", "rerun"),
+        (
+            *_ALWAYS, *_PAUSING, "workflow.forked", "fork with other input", "reused SUCCESS", "reused FAILED", "workflow.rerun",
+            "rerun refused", "workflow.resumed", "step.redriven",
+        ),
     ),
-    "everything": Mix((), TURNS, ()),
-}
+    "everything": Mix(
+        (), TURNS, (*_ALWAYS, *_WAITING, *_PAUSING, "SKIPPED", "workflow.forked", "workflow.rerun", "workflow.cancelled")
+    ),
+}  # fmt: skip
 
 LIMITS = st.fixed_dictionaries(
     {"tenant": st.sampled_from(["", "ann", "bob"])},
@@ -88,10 +113,9 @@ def test_every_workflow_ends_once_with_one_result_per_step(runner: Runner, name:
         taken.update(_whatever_happens(runner, plans, max_running, numbers, mix.turns))
 
     it_ends()
-    if os.environ.get("SHOW_TAKEN"):
-        print(name, sorted(taken.items()))
-    if _IN_CI:
-        assert not {what for what in (*mix.turns, *mix.taken) if not taken[what]}, "this never happened"
+    # Fewer examples than in CI, and others each time, need not come to everything.
+    wanted = (*mix.turns, *mix.taken) if _IN_CI else mix.turns
+    assert not {what for what in wanted if not taken[what]}, "this never happened"
 
 
 def _whatever_happens(

@@ -17,12 +17,13 @@ _TAKEN = """
     select what, count(*)::integer as times from (
         select h.type as what from history as h where not coalesce(h.data ? 'reused', false)
         union all select concat_ws(' ', s.status, s.error ->> 'type') from steps as s
-        union all select concat_ws(' ', 'workflow', w.status, w.error ->> 'type', substring(w.error ->> 'message' from 'passed its (.*)'))
-            from workflows as w
-        union all select concat_ws(' ', 'woken by', s.woken ->> 'woken_by', s.woken ->> 'decision') from steps as s
-            where s.woken is not null
+        union all select concat_ws(
+            ' ', 'workflow', w.status, w.error ->> 'type', substring(w.error ->> 'message' from 'passed its (.*)')
+        ) from workflows as w
+        union all select concat_ws(' ', 'woken by', s.woken ->> 'woken_by', s.woken ->> 'decision')
+            from steps as s where s.woken is not null
         union all select 'cancelled while ' || (h.data #>> '{receipt,was}') from history as h where h.data ? 'receipt'
-        union all select case when s.reused then 'reused ' || s.status end from steps as s where s.reused
+        union all select 'reused ' || s.status from steps as s where s.reused
     ) as t group by what
 """
 
@@ -235,8 +236,9 @@ class Witness:
         for id, row in self.workflows.items():
             entries = self._fetch("select seq from history where workflow_id = $1 order by seq", id)
             assert [entry["seq"] for entry in entries] == list(range(1, row["seq"] + 1))
+            looked_at = {seq for of, seq in self.seen if of == id} | {row["seq"]}
             snapshots = self._fetch(
-                "select seq, workflow_snapshot($1, seq) as snapshot from generate_series(1, $2) as seq", id, row["seq"]
+                "select seq, workflow_snapshot($1, seq) as snapshot from unnest($2::integer[]) as seq", id, sorted(looked_at)
             )
             for seq, snapshot in ((one["seq"], orjson.loads(one["snapshot"])) for one in snapshots):
                 shown = (snapshot["status"], {step["id"]: step["status"] for step in snapshot["steps"]})
