@@ -103,6 +103,32 @@ begin
 end;
 $$;
 
+create or replace function _admit_one(workflow text, freed_by text, cause integer, moment timestamptz) returns _step_ref[]
+language plpgsql as $$
+declare
+    ready _step_ref[] := _startable(workflow, cause, moment);
+begin
+    update workflows as w
+    -- One that gave its slot away has begun before: its deadline counts from then, and what it had put off is due some time.
+    set status = 'RUNNING', admitted_at = moment, admitted_by = freed_by,
+        started_at = case when w.admitted_at is null then moment else w.started_at end,
+        deadline_at = coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
+        wake_at = least(
+            w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
+            case when w.admitted_at is not null then (
+                select min(s.due_at) from steps as s
+                -- What was put off and is due by now starts at once.
+                where s.workflow_id = w.id and s.status = 'WAITING' and (s.signal is not null or s.due_at > moment)
+            ) end
+        )
+    where w.id = workflow;
+    perform _write(
+        array[row(workflow, null, 'workflow.started', null, null, 0, null, null)::_note] || _start(ready, moment), moment
+    );
+    return ready;
+end;
+$$;
+
 create or replace function advance(events jsonb, max_running integer default 10, moment timestamptz default now()) returns json
 language plpgsql
 set search_path = public, pg_temp

@@ -16,6 +16,7 @@ from .door import (
     one,
     paused,
     redriven,
+    rendered,
     requested,
     signalled,
     step,
@@ -103,3 +104,18 @@ async def test_what_has_spent_its_budget_does_not_go_on_after_a_redrive_and_says
     commands = await door.advance(redriven("b"))
     assert kinds(commands) == ["finished", "redriven"]
     assert kinds(await door.repeat(redriven("b"))) == ["finished", "redriven"]
+
+
+async def test_a_retry_that_came_due_in_the_queue_leaves_nothing_behind_to_look_at(door: Door) -> None:
+    door.max_running = 1
+    await door.advance(requested([step("a")]))
+    await door.advance(failed("a", retry_after_seconds=20))
+    await door.advance(paused())
+    await door.advance(requested([step("b")], "wf_2"))
+    door.wait(60)
+    await door.advance(unpaused())
+    assert await status(door) == "QUEUED"
+    await door.advance(completed("b", workflow="wf_2"))
+    await door.advance(rendered("wf_2"))
+    assert await status(door) == "RUNNING"
+    assert await door.repeat(tick()) == []
