@@ -26,13 +26,14 @@ async def through(store: WorkflowStore, definition: Definition, latencies: list[
     wanted = requested(definition, workflow=workflow_id(SystemClock().now()), input={"text": KILOBYTE}, default_max_retries=3)
     commands: list[Command] = await store.advance([wanted])
     while commands:
-        events = [event for command in commands if (event := _answer(command)) is not None]
+        events = [event for command in commands if (event := answer(command)) is not None]
         before = perf_counter()
         commands = await store.advance(events)
         latencies.append((perf_counter() - before) * 1000)
 
 
-def _answer(command: Command) -> dict[str, Any] | None:
+def answer(command: Command) -> dict[str, Any] | None:
+    """What an agent that does nothing, or the dispatcher, makes of a command."""
     match command["type"]:
         case "dispatch":
             about = {"workflow": command["workflow"], "step": command["step"], "attempt": command["attempt"]}

@@ -154,10 +154,13 @@ declare
     due timestamptz := case when soon then start_at + _lease(s.timeout_seconds) else start_at end;
 begin
     update steps as t
-    set status = case when soon then 'RUNNING' else 'WAITING' end,
-        attempt = case when type = 'step.deferred' then t.attempt else t.attempt + 1 end,
+    -- One that waits for people or time is not told again what it was told, nor anything else, before its workflow goes on.
+    set status = case when soon then 'RUNNING' when t.signal is null then 'WAITING' else 'PENDING' end,
+        attempt = case
+            when type = 'step.deferred' or not soon and t.signal is not null and t.woken is null then t.attempt else t.attempt + 1
+        end,
         deferrals = case when type = 'step.deferred' then t.deferrals + 1 else 0 end,
-        due_at = due, error = event -> 'error', prompts = event -> 'prompts',
+        due_at = case when soon or t.signal is null then due end, error = event -> 'error', prompts = event -> 'prompts',
         (model_calls, input_tokens, output_tokens, cost_microdollars, models) = (
             select p.*
             from _spent(

@@ -21,6 +21,8 @@ begin
     ) then
         reason := null;
         effect.started := _again(w.id, _begun(w), cause, true);
+        -- It may have ended at once.
+        effect.touched := array[row(w.id, null, cause)::_step_ref];
     end if;
     effect.reply := jsonb_build_object(
         'type', case when reason is null then 'redriven' else 'refused' end, 'cause', cause,

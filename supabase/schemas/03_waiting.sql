@@ -225,7 +225,11 @@ declare
 begin
     select s.* into taker from steps as s
     where s.workflow_id = known.workflow_id and known.name in (s.id, s.signal) and s.status = 'WAITING' and s.signal is not null
-    -- One that is due may be so for a signal that came before.
+        -- One that is due may be so for a signal that came before, which it takes with the next tick.
+        and not (coalesce(s.due_at <= moment, false) and exists (
+            select from signals as k
+            where k.workflow_id = s.workflow_id and k.number < known.number and k.step_id is null and k.name in (s.id, s.signal)
+        ))
     order by coalesce(s.due_at <= moment, false), s.position limit 1;
     if taker.id is null then
         return '{}';
@@ -235,8 +239,9 @@ begin
         update workflows as w set wake_at = moment where w.id = taker.workflow_id;
         return '{}';
     end if;
-    update signals as k set kept = false where k.workflow_id = known.workflow_id and k.number = known.number;
-    return _wake(taker, _take_kept(taker), cause, moment);
+    -- This one and no other that is kept: its repetition has to find what it woke.
+    update signals as k set kept = false, step_id = taker.id where k.workflow_id = known.workflow_id and k.number = known.number;
+    return _wake(taker, known.body, cause, moment);
 end;
 $$;
 comment on function _take is

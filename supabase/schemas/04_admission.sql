@@ -120,7 +120,9 @@ begin
         wake_at = least(
             w.wake_at, coalesce(w.deadline_at, moment + make_interval(secs => w.deadline_seconds)),
             case when w.admitted_at is not null then (
-                select min(s.due_at) from steps as s where s.workflow_id = w.id and s.status = 'WAITING'
+                select min(s.due_at) from steps as s
+                -- What was put off and is due by now starts at once.
+                where s.workflow_id = w.id and s.status = 'WAITING' and (s.signal is not null or s.due_at > moment)
             ) end
         )
     where w.id = workflow;

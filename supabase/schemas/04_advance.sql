@@ -327,7 +327,8 @@ begin
         group by w.id
         order by w.id
     loop
-        if (select w.status from workflows as w where w.id = event.id) = 'RUNNING' and (event.no_tokens or event.no_money) then
+        -- One that goes on after a failure may have spent all before.
+        if (event.no_tokens or event.no_money) and not (select _is_final(w.status) from workflows as w where w.id = event.id) then
             perform _end_workflow(event.id, 'FAILED', jsonb_build_object(
                 'type', 'BudgetExceeded',
                 'message', format('the workflow passed its %s', case when event.no_tokens then 'max_tokens' else 'max_cost_usd' end)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from shared.state import Command
 from shared.workflows import reusable
 
-from .door import TABLES, Door, requested
-from .simulation import FINAL, Team, Work, decided, family
-from .test_state_property import Runner, Witness, works
+from .door import Door, requested
+from .simulation import FINAL, Team
+from .witness import Runner, Witness
+from .works import Work, decided, family, works
 
 _TURNS = 400
 
@@ -69,14 +70,14 @@ def _agents(commands: Sequence[Command], workflow: str) -> set[str]:
 def test_a_fork_ends_like_its_original_and_runs_exactly_what_was_not_finished(
     runner: Runner, wanted: tuple[Work, ...], place: float, crash: bool
 ) -> None:
-    runner.run(runner.connection.execute("; ".join(f"delete from {table}" for table in TABLES)))
+    runner.empty()
     door = Door(runner.connection)
     witness = Witness(runner, door.max_running)
     heard: list[Command] = []
 
-    def look(events: list[Any], commands: list[Command]) -> None:
+    def look(events: list[Any], commands: list[Command], state: dict[str, Any]) -> None:
         heard.extend(commands)
-        witness.look(events, commands)
+        witness.look(events, commands, state)
 
     team = Team(door, runner.run, iter(()), look)
     team.workflows.append("wf_0")
@@ -106,7 +107,7 @@ def test_a_fork_ends_like_its_original_and_runs_exactly_what_was_not_finished(
         commands = again
 
     team.workflows.append("wf_fork")
-    look([], commands)
+    look([], commands, orjson.loads(team.dump()))
     team.take(commands)
     _finish(team, witness)
 
