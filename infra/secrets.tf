@@ -9,7 +9,9 @@ locals {
     for name, function in local.functions :
     name => toset(concat([for secret in function.secrets : secret if secret != local.signing_keys], local.shared_secrets))
   }
-  secret_names = toset(flatten([for secrets in values(local.secrets_of) : tolist(secrets)]))
+  # The pipeline migrates the database before it deploys, and asks the API at its end as any caller does.
+  builder_secrets = toset(["DATABASE_URL", "RELEASE_API_KEY"])
+  secret_names    = setunion(local.builder_secrets, flatten([for secrets in values(local.secrets_of) : tolist(secrets)]))
 
   secret_readers = merge([
     for name, secrets in local.secrets_of : { for secret in secrets : "${secret}/${name}" => { secret = secret, function = name } }
@@ -35,9 +37,10 @@ resource "google_secret_manager_secret_iam_member" "function" {
   member    = google_service_account.function[each.value.function].member
 }
 
-# The pipeline migrates the database before it deploys.
 resource "google_secret_manager_secret_iam_member" "builder" {
-  secret_id = google_secret_manager_secret.secret["DATABASE_URL"].id
+  for_each = local.builder_secrets
+
+  secret_id = google_secret_manager_secret.secret[each.key].id
   role      = "roles/secretmanager.secretAccessor"
   member    = "serviceAccount:builder@${var.project_id}.iam.gserviceaccount.com"
 }

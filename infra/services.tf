@@ -143,7 +143,7 @@ resource "google_project_iam_member" "function_logs" {
 }
 
 resource "google_project_iam_member" "function_firestore" {
-  for_each = var.guards_backend == "firestore" ? local.functions : {}
+  for_each = toset([for name in keys(local.functions) : name if var.guards_backend == "firestore"])
 
   project = var.project_id
   role    = "roles/datastore.user"

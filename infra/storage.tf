@@ -6,27 +6,32 @@ resource "google_storage_bucket" "outputs" {
   uniform_bucket_level_access = true
   public_access_prevention    = "enforced"
 
-  # Longer than a workflow is kept (RETENTION_DAYS) and than the longest wait in one that still runs.
+  # The time is set anew whenever the same content is put again. Longer than a workflow is kept (RETENTION_DAYS), and than the
+  # longest wait in one that still runs.
   lifecycle_rule {
     action {
       type = "Delete"
     }
 
     condition {
-      age = 400
+      days_since_custom_time = 400
     }
   }
 }
 
-# They write and read outputs, and can neither list nor delete nor replace them.
+# What is under a hash never changes: it is put, read, and its time set anew. Nobody lists or deletes.
+resource "google_project_iam_custom_role" "outputs" {
+  role_id     = "outputsKeeper"
+  title       = "Puts and reads outputs"
+  permissions = ["storage.objects.create", "storage.objects.get", "storage.objects.update"]
+}
+
 resource "google_storage_bucket_iam_member" "outputs" {
-  for_each = merge([
-    for name in keys(local.functions) : { for role in ["objectCreator", "objectViewer"] : "${name}/${role}" => { function = name, role = role } }
-  ]...)
+  for_each = toset([for name, function in local.functions : name if contains(local.agents, name) || contains(function.secrets, "DATABASE_URL")])
 
   bucket = google_storage_bucket.outputs.name
-  role   = "roles/storage.${each.value.role}"
-  member = google_service_account.function[each.value.function].member
+  role   = google_project_iam_custom_role.outputs.name
+  member = google_service_account.function[each.key].member
 }
 
 resource "google_artifact_registry_repository" "images" {

@@ -151,6 +151,15 @@ def test_only_who_has_to_calls_a_function(plan: Plan) -> None:
     }
 
 
+def test_outputs_are_kept_by_those_who_make_and_read_them_and_nobody_deletes(plan: Plan) -> None:
+    keepers = {name for name, spec in SPECS.items() if spec.is_agent or "DATABASE_URL" in spec.secrets}
+    assert keys(plan, "google_storage_bucket_iam_member.outputs") == keepers
+    permissions = plan["google_project_iam_custom_role.outputs"]["permissions"]
+    assert set(permissions) == {"storage.objects.create", "storage.objects.get", "storage.objects.update"}
+    (rule,) = plan["google_storage_bucket.outputs"]["lifecycle_rule"]
+    assert rule["condition"][0]["days_since_custom_time"] == 400
+
+
 def test_every_metric_is_read_from_the_log_with_its_labels(plan: Plan) -> None:
     declared = {metric.name: set(metric.labels) for metric in DECLARED}
     assert keys(plan, "google_logging_metric.metric") == declared.keys()
