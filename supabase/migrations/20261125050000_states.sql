@@ -94,7 +94,7 @@ begin
     end if;
     if later then
         update steps as s set due_at = moment where s.workflow_id = taker.workflow_id and s.id = taker.id;
-        update workflows as w set wake_at = moment where w.id = taker.workflow_id;
+        update workflows as w set wake_at = least(w.wake_at, moment) where w.id = taker.workflow_id;
         return '{}';
     end if;
     -- This one and no other that is kept: its repetition has to find what it woke.
@@ -283,7 +283,10 @@ begin
         end if;
         state := (select w.status from workflows as w where w.id = event.id);
         continue when state = 'RUNNING';
-        freed := row(event.id, null, event.cause)::_step_ref;
+        -- Whoever is in the queue frees nothing; asked again, the one that does tells what it let start.
+        if state <> 'QUEUED' or freed.workflow_id is null then
+            freed := row(event.id, null, event.cause)::_step_ref;
+        end if;
         slots := true;
         if state <> 'QUEUED' then
             started := started || _admitted(event.id, event.cause);
