@@ -94,7 +94,7 @@ begin
     end if;
     if later then
         update steps as s set due_at = moment where s.workflow_id = taker.workflow_id and s.id = taker.id;
-        update workflows as w set wake_at = moment where w.id = taker.workflow_id;
+        update workflows as w set wake_at = least(w.wake_at, moment) where w.id = taker.workflow_id;
         return '{}';
     end if;
     -- This one and no other that is kept: its repetition has to find what it woke.
@@ -283,7 +283,10 @@ begin
         end if;
         state := (select w.status from workflows as w where w.id = event.id);
         continue when state = 'RUNNING';
-        freed := row(event.id, null, event.cause)::_step_ref;
+        -- Whoever is in the queue frees nothing; asked again, the one that does tells what it let start.
+        if state <> 'QUEUED' or freed.workflow_id is null then
+            freed := row(event.id, null, event.cause)::_step_ref;
+        end if;
         slots := true;
         if state <> 'QUEUED' then
             started := started || _admitted(event.id, event.cause);
@@ -296,3 +299,69 @@ begin
     return _commands(started, touched, replies, moment);
 end;
 $$;
+
+create or replace function workflow_snapshot(id text, seq integer) returns json
+language sql stable
+begin atomic
+    with entry as (
+        select h.* from history as h where h.workflow_id = workflow_snapshot.id and h.seq <= workflow_snapshot.seq
+    ),
+    resumption as (
+        select coalesce(max(e.seq), 0) as seq from entry as e where e.type = 'workflow.resumed'
+    ),
+    ending as (
+        select e.type from entry as e, resumption as r
+        where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled') and e.seq > r.seq
+    ),
+    last as (
+        select distinct on (e.step_id) e.step_id, e.type, case
+            when e.type = 'step.completed' then 'SUCCESS'
+            when e.type = 'step.failed' then 'FAILED'
+            when e.type = 'step.skipped' then 'SKIPPED'
+            when e.type = 'step.cancelled' then 'CANCELLED'
+            when e.type = 'step.expanded' then 'WAITING'
+            when e.seq < r.seq or e.type = 'step.woken' then 'PENDING'
+            when e.type = 'step.dispatched' then 'RUNNING'
+            else 'WAITING'
+        end as status
+        from entry as e cross join resumption as r
+        where e.step_id is not null and e.type <> 'step.late'
+        order by e.step_id, e.seq desc
+    ),
+    step as (
+        -- A wait whose lease ran out while its workflow was paused does not wait: it has to begin again.
+        select s.*, case
+            when s.signal is not null and l.type = 'step.lease_expired' then 'PENDING' else coalesce(l.status, 'PENDING')
+        end as status_then
+        from steps as s
+        left join last as l on l.step_id = s.id
+        where s.workflow_id = workflow_snapshot.id
+            and (s.parent is null or s.parent in (select e.step_id from entry as e where e.type = 'step.expanded'))
+    )
+    select json_build_object(
+        'id', w.id, 'workflow', w.name, 'version', w.version, 'seq', least(w.seq, workflow_snapshot.seq),
+        'status', coalesce(
+            (select case g.type
+                when 'workflow.succeeded' then 'SUCCESS' when 'workflow.failed' then 'FAILED' else 'CANCELLED' end
+            from ending as g),
+            (select case e.type when 'workflow.started' then 'RUNNING' when 'workflow.waiting' then 'WAITING' end
+            from entry as e, resumption as r
+            where e.type in ('workflow.started', 'workflow.waiting', 'workflow.woken') and e.seq > r.seq
+            order by e.seq desc limit 1),
+            'QUEUED'
+        ),
+        'steps', (
+            select coalesce(json_agg(json_build_object(
+                'id', s.id, 'parent', s.parent, 'agent', s.agent,
+                'status', case
+                    when s.status_then in ('PENDING', 'RUNNING', 'WAITING') and exists (select from ending) then 'CANCELLED'
+                    else s.status_then
+                end,
+                'output', case when s.status_then = 'SUCCESS' then s.output end
+            ) order by s.parent nulls first, s.position), '[]')
+            from step as s
+        )
+    )
+    from workflows as w
+    where w.id = workflow_snapshot.id and exists (select from entry);
+end;

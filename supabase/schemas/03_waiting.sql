@@ -236,7 +236,7 @@ begin
     end if;
     if later then
         update steps as s set due_at = moment where s.workflow_id = taker.workflow_id and s.id = taker.id;
-        update workflows as w set wake_at = moment where w.id = taker.workflow_id;
+        update workflows as w set wake_at = least(w.wake_at, moment) where w.id = taker.workflow_id;
         return '{}';
     end if;
     -- This one and no other that is kept: its repetition has to find what it woke.

@@ -338,7 +338,10 @@ begin
         end if;
         state := (select w.status from workflows as w where w.id = event.id);
         continue when state = 'RUNNING';
-        freed := row(event.id, null, event.cause)::_step_ref;
+        -- Whoever is in the queue frees nothing; asked again, the one that does tells what it let start.
+        if state <> 'QUEUED' or freed.workflow_id is null then
+            freed := row(event.id, null, event.cause)::_step_ref;
+        end if;
         slots := true;
         if state <> 'QUEUED' then
             started := started || _admitted(event.id, event.cause);

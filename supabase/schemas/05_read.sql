@@ -162,7 +162,7 @@ begin atomic
         where e.type in ('workflow.succeeded', 'workflow.failed', 'workflow.cancelled') and e.seq > r.seq
     ),
     last as (
-        select distinct on (e.step_id) e.step_id, case
+        select distinct on (e.step_id) e.step_id, e.type, case
             when e.type = 'step.completed' then 'SUCCESS'
             when e.type = 'step.failed' then 'FAILED'
             when e.type = 'step.skipped' then 'SKIPPED'
@@ -177,7 +177,10 @@ begin atomic
         order by e.step_id, e.seq desc
     ),
     step as (
-        select s.*, coalesce(l.status, 'PENDING') as status_then
+        -- A wait whose lease ran out while its workflow was paused does not wait: it has to begin again.
+        select s.*, case
+            when s.signal is not null and l.type = 'step.lease_expired' then 'PENDING' else coalesce(l.status, 'PENDING')
+        end as status_then
         from steps as s
         left join last as l on l.step_id = s.id
         where s.workflow_id = workflow_snapshot.id

@@ -340,6 +340,7 @@ def _is_over(command: Command) -> bool:
 
 
 def _essence(command: Command) -> dict[str, Any]:
-    # Who asks again for a pause that is over by now is told so.
-    now = ("status", "paused_at", "paused_by") if command["type"] in ("paused", "unpaused") else ()
+    # Who asks again for a pause that is over, or for what was refused, hears how it stands now.
+    stands = ("status", "paused_at", "paused_by", "reason", "problem")
+    now = stands if command["type"] in ("paused", "unpaused", "refused") else ()
     return {key: value for key, value in command.items() if key not in ("created", "cause", *now)}

@@ -140,7 +140,7 @@ def _whatever_happens(
         assert ends <= team.told, "a workflow ended and nobody was told"
     doors = [[event] for event in team.applied if event["type"] in ("fork", "rerun")]
     for batch in [[event for event in team.applied if event["type"] not in ("fork", "rerun")], *doors]:
-        again = team.repeat(batch)
+        again = team.repeat(batch) if batch else []
         assert not [command for command in again if command["type"] in ("dispatch", "render")]
     witness.histories_and_snapshots_agree()
     return team.taken + witness.taken()
