@@ -33,7 +33,7 @@ def test_gcloud_takes_every_command_of_the_pipeline_and_the_documentation(tools:
 
 def test_gcloud_takes_every_command_of_a_release(tools: Path, tmp_path: Path) -> None:
     (tmp_path / "gcloud").mkdir()
-    answers = {f"services describe {service} ": described(f"{service}-old") for service in SERVICES}
+    answers = {f"services describe {service}": described(f"{service}-old") for service in SERVICES}
     listed = '[{"metadata": {"name": "x-failed"}}, {"metadata": {"name": "x-old"}}]'
     gcloud = FakeGcloud(tmp_path / "gcloud", answers={**answers, "print-access-token": "token", "revisions list": listed})
     state = str(tmp_path / "before.json")
