@@ -6,7 +6,7 @@ account that may invoke the service. The metadata server makes such tokens.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,9 +15,17 @@ import httpx
 from shared.errors import ConfigurationError
 from shared.runtime.spec import FunctionSpec, load_functions
 
-ADDRESS: Final = "https://{tag}---{service}-{number}.{region}.run.app"
+_HOST: Final = "{service}-{number}.{region}.run.app"
 _SECONDS: Final = 60.0
 """For one answer: the instance has to start first."""
+
+Token = Callable[[str], Awaitable[str]]
+"""An identity token for an audience."""
+
+
+async def token_of_this_job(audience: str) -> str:
+    """From the metadata server, in the name of the account that this runs as. Raises ConfigurationError where there is none."""
+    return await asyncio.to_thread(_fetch_token, audience)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,38 +35,36 @@ class Revisions:
     tag: str
     project_number: str
     region: str
-    address: str = ADDRESS
 
-    async def ask(self) -> AsyncIterator[tuple[str, str | None]]:
+    async def ask(self, http: httpx.AsyncClient, token: Token = token_of_this_job) -> AsyncIterator[tuple[str, str | None]]:
         """Each function's name, and what is wrong with its new revision: None when it answered as itself."""
-        async with httpx.AsyncClient(timeout=_SECONDS) as http:
-            asked = {name: asyncio.create_task(self._ask(http, spec)) for name, spec in load_functions().items()}
-            for name, answer in asked.items():
-                yield name, await answer
+        asked = {name: asyncio.create_task(self._ask(http, spec, token)) for name, spec in load_functions().items()}
+        for name, answer in asked.items():
+            yield name, await answer
 
-    async def _ask(self, http: httpx.AsyncClient, spec: FunctionSpec) -> str | None:
-        service = spec.name.replace("_", "-")
-        url = self.address.format(tag=self.tag, service=service, number=self.project_number, region=self.region)
-        over_http = any(trigger.http or trigger.schedule for trigger in spec.triggers)
+    async def _ask(self, http: httpx.AsyncClient, spec: FunctionSpec, token: Token) -> str | None:
+        host = _HOST.format(service=spec.name.replace("_", "-"), number=self.project_number, region=self.region)
         path = "/health" if any(trigger.http for trigger in spec.triggers) else "/"
+        headers = {"Authorization": f"Bearer {await token(f'https://{host}')}"}
         try:
-            token = await asyncio.to_thread(
-                _identity_token,
-                self.address.format(tag="", service=service, number=self.project_number, region=self.region).replace("---", ""),
-            )
-            answer = await http.get(f"{url}{path}", headers={"Authorization": f"Bearer {token}"})
+            answer = await http.get(f"https://{self.tag}---{host}{path}", headers=headers, timeout=_SECONDS)
         except httpx.HTTPError as error:
             return f"no answer ({type(error).__name__})"
-        if over_http:
-            # What is called by time alone takes no GET, and says so: it is there.
-            return None if answer.status_code in (200, 405) else f"answers with {answer.status_code}"
+        if not spec.subscriptions() and answer.status_code in (200, 405):
+            return None  # what is called by time alone takes no GET, and says so: it is there
         if answer.status_code != 200:
-            return f"answers with {answer.status_code}"
-        found = answer.json().get("function") if answer.headers.get("content-type", "").startswith("application/json") else None
-        return None if found == spec.name else "does not answer as itself; is FUNCTION_TARGET right?"
+            return f"answers with {answer.status_code}; its log says why"
+        return None if _name(answer) == spec.name else "does not answer as itself; is FUNCTION_TARGET right?"
 
 
-def _identity_token(audience: str) -> str:
+def _name(answer: httpx.Response) -> str | None:
+    try:
+        return str(answer.json()["function"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _fetch_token(audience: str) -> str:
     from google.auth import exceptions
     from google.auth.transport.requests import Request
     from google.oauth2 import id_token

@@ -122,8 +122,11 @@ async def _task(gateway: "Gateway") -> str:
 
 
 async def _ask_revisions(revisions: "Revisions") -> int:
+    import httpx
+
     bad = 0
-    async for name, problem in revisions.ask():
-        bad += problem is not None
-        typer.echo(f"ok  {name}" if problem is None else f"BAD {name}: {problem}")
+    async with httpx.AsyncClient() as http:
+        async for name, problem in revisions.ask(http):
+            bad += problem is not None
+            typer.echo(f"ok  {name}" if problem is None else f"BAD {name}: {problem}")
     return bad
