@@ -195,6 +195,9 @@ async def test_steps_finish_on_the_next_model(simulator: Simulator, database: st
 # Money
 
 
+LARGEST_CALL_TOKENS = 2_000
+
+
 async def test_a_hundred_workflows_never_spend_more_than_they_may(
     simulator: Simulator, database: str, tmp_path: Path, guards: dict[str, str]
 ) -> None:
@@ -217,9 +220,12 @@ async def test_a_hundred_workflows_never_spend_more_than_they_may(
     # Of a thousand answers a few are of no use twice in a row.
     assert errors.keys() <= {"BudgetExceeded", "OutputInvalid", "OutputTruncated"}
     assert 10 <= errors["BudgetExceeded"] <= 90, "caps that all or none can keep prove nothing"
+    cut_off = sum(step["status"] == "CANCELLED" and step["attempt"] > 0 for workflow in workflows for step in workflow["steps"])
     for field, counted in (("input_tokens", ("input_tokens",)), ("output_tokens", ("output_tokens", "thinking_tokens"))):
         recorded = sum(workflow["usage"][field] for workflow in workflows)
-        assert recorded == sum(getattr(simulator.ledger[model], name) for model in (MODEL, SPARE) for name in counted)
+        spent = sum(getattr(simulator.ledger[model], name) for model in (MODEL, SPARE) for name in counted)
+        # A call that the end of its workflow cut off is paid for, and nobody hears of its tokens.
+        assert 0 <= spent - recorded <= cut_off * LARGEST_CALL_TOKENS
 
 
 # Time

@@ -37,10 +37,10 @@ steps:
   - {id: debate, pattern: debate, needs: [draft], with: {subject: "{{ steps.draft.output.text }}", rounds: 1}}
 output: "{{ steps.debate.output }}"
 """
-STEPS = 6
+STEPS = 7
 """That an agent works on in each of these workflows; each calls the model once."""
-PARENTS = 1
-"""Steps that only stand for others: the debate."""
+PARENTS = 2
+"""Steps that only stand for others: the debate, and the outcome of its round."""
 
 _COUNTED = """
 
