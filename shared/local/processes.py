@@ -15,6 +15,7 @@ _log = logging.getLogger(__name__)
 _START_SECONDS: Final = 60.0
 _FIRST_PAUSE_SECONDS: Final = 0.2
 _LONGEST_PAUSE_SECONDS: Final = 5.0
+_LAST_WORDS_SECONDS: Final = 1.0
 _HEALTHY_SECONDS: Final = 10.0
 """A process that lived for so long is started again without delay."""
 _DYING_WITH_US: Final = (
@@ -100,6 +101,9 @@ class Process:
                 await process.wait()
         self.kill()
         await process.wait()
+        if self._listening is not None:
+            # What it said last is in the log, too.
+            await asyncio.wait({self._listening}, timeout=_LAST_WORDS_SECONDS)
 
     async def _spawn(self) -> asyncio.subprocess.Process:
         self.starts += 1

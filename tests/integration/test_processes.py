@@ -46,7 +46,8 @@ UP = "import os, signal, time\nprint('up', os.getpid())\n"
 
 
 async def test_what_it_prints_is_logged_and_it_ends_in_order(tmp_path: Path) -> None:
-    script = UP + "signal.signal(signal.SIGTERM, lambda *_: (print('bye'), os._exit(0)))\ntime.sleep(60)"
+    # It says that it is up once it can be ended in order.
+    script = "import signal\nsignal.signal(signal.SIGTERM, lambda *_: (print('bye'), os._exit(0)))\n" + UP + "time.sleep(60)"
     async with running(script, tmp_path / "log") as process:
         [pid] = pids(tmp_path / "log")
         assert alive(pid)
