@@ -132,7 +132,7 @@ def _settled(before: Mapping[Order, Scores], after: Mapping[Order, Scores]) -> b
 
 
 def _remarks(conceded: str | None, winners: Mapping[Order, str]) -> list[str]:
-    remarks = [] if conceded is None else [f"Every other side conceded to {conceded}."]
+    remarks = [] if conceded is None else [f"Every other side conceded to “{conceded}”."]
     if len(set(winners.values())) > 1:
         given, turned = (winners[order] for order in Order)
         remarks.append(f"The judge's outcome depended on the order of the sides: {given} as given, {turned} reversed.")

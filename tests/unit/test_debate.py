@@ -200,7 +200,7 @@ def test_a_debate_ends_when_all_others_concede_to_one_side_which_has_won_whateve
     moving = [{"a": 1.0, "b": 0.2, "c": 0.2}, {"a": 0.1, "b": 0.2, "c": 0.9}]
     verdict = Play({"sides": ["a", "b", "c"], "rounds": 9}, say=say, score=scores(*moving)).verdict
     assert (verdict["rounds"], verdict["ended_by"], verdict["winner"]) == (2, "agreement", "b")
-    assert verdict["reasons"] == ["Every other side conceded to b.", "Because."]
+    assert verdict["reasons"] == ["Every other side conceded to “b”.", "Because."]
 
 
 @pytest.mark.parametrize(
