@@ -7,7 +7,7 @@ definition say about each other (names, needs, look-ups, cycles) no schema can s
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
-from shared.workflows.definitions import LARGEST_BUDGET, Definition, Step
+from shared.workflows.definitions import LARGEST_BUDGET, Definition
 from shared.workflows.patterns import PATTERNS, Parameter, Pattern
 from shared.workflows.waiting import LONGEST_WAIT_SECONDS
 
@@ -17,7 +17,7 @@ _DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 _LOOK_UP: Final = {"type": "string", "pattern": r"^\{\{[^{}]*\}\}$"}
 _NULL: Final = {"type": "null"}
 
-WORKING: Final = tuple(key for key in ("agent", "pattern", "workflow") if key in Step.model_fields)
+WORKING: Final = ("agent", "pattern", "workflow")
 KINDS: Final = (*WORKING, "approval", "wait")
 """What a step can be; it is exactly one of them."""
 _WAITING: Final = ("approval", "wait")

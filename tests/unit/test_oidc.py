@@ -181,6 +181,14 @@ async def test_a_push_without_a_token_is_refused_and_counted(
     await _refused(door, headers, caplog)
 
 
+async def test_a_token_that_cloud_run_did_not_look_at_proves_nothing(clock: ManualClock, caplog: pytest.LogCaptureFixture) -> None:
+    """Cloud Run checks X-Serverless-Authorization where it is there, and passes Authorization on as it came."""
+    door = Door(PushTokens(AUDIENCE, ACCOUNT, clock, verified_by_cloud_run=True))
+    forged = {"authorization": "Bearer " + token().rpartition(".")[0] + ".SIGNATURE_REMOVED_BY_GOOGLE"}
+    await _refused(door, {**forged, "x-serverless-authorization": f"Bearer {token()}"}, caplog)
+    assert (await door.post(forged)).status_code == 204
+
+
 async def _refused(door: Door, headers: Mapping[str, str], caplog: pytest.LogCaptureFixture) -> None:
     before = metrics.value("envelope.rejected", reason="token")
     with caplog.at_level(logging.INFO):
