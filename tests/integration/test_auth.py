@@ -331,7 +331,7 @@ async def test_a_key_s_use_is_noted_once_a_minute_and_a_wrong_secret_is_no_use(
 ) -> None:
     one = await live.store.keys.add("ci", "read")
     callers = Callers(live)
-    await callers.identify(shown(f"Bearer {one[:-2]}AA"))
+    await callers.identify(shown(f"Bearer {one[:-1]}{'A' if one[-1] != 'A' else 'B'}"))
     assert (await live.store.keys.listed())[0]["last_used_at"] is None
     for _ in range(5):
         await callers.identify(shown(f"Bearer {one}"))

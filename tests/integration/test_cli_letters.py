@@ -105,11 +105,11 @@ def gateway(database: str, home: Path) -> Iterator[str]:
     thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield f"http://127.0.0.1:{listening.getsockname()[1]}"
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
         loop.close()
         listening.close()
 

@@ -69,7 +69,7 @@ def test_a_clock_may_be_off_by_seconds_and_not_by_a_minute(
     assert (check.ok, found in check.found, bool(check.advice)) == (ok, True, is_advised), check
 
 
-@pytest.mark.parametrize(("ahead", "ok"), [(0, True), (10, True), (-120, False)])
+@pytest.mark.parametrize(("ahead", "ok"), [(0, True), (35, True), (-120, False)])
 def test_the_clock_is_compared_with_the_database_s(
     find: Find, database: str, monkeypatch: pytest.MonkeyPatch, ahead: int, ok: bool
 ) -> None:
@@ -84,7 +84,7 @@ def test_the_clock_is_compared_with_the_database_s(
     assert bool(clock["advice"]) is (ahead != 0)
     if ahead:
         said, direction = float(clock["found"].split()[0]), clock["found"].split()[2]
-        assert abs(said - abs(ahead)) < 3
+        assert abs(said - abs(ahead)) < 15  # half of the time that the database may take to answer
         assert direction == ("ahead" if ahead > 0 else "behind")
 
 

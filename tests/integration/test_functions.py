@@ -77,7 +77,7 @@ class TestOrchestrator:
         await begun(team)
         failure = StepFailed(**ABOUT, error=ErrorInfo(type="ModelUnavailable", message="no answer"))
         handling = asyncio.create_task(report(team, failure, id="reply"))
-        await until(lambda: team.clock.sleepers == 1)
+        await until(lambda: team.clock.sleepers == 2)  # the retry's, and the one that keeps the claim
         await team.clock.advance(1)
         assert await handling is Outcome.ACK
         assert team.dispatched() == [("draft", 1), ("draft", 2)]

@@ -93,7 +93,8 @@ def replayed(message: Message, random: Random) -> Message:
 
 
 def from_the_future(message: Message, random: Random) -> Message:
-    then = SystemClock().now() + timedelta(minutes=random.uniform(6, 600))
+    # 5 minutes are allowed, and some pass before the last one is looked at.
+    then = SystemClock().now() + timedelta(minutes=random.uniform(15, 600))
     return _document(message, time=_text(then), expirytime=_text(then + timedelta(days=1)))
 
 

@@ -104,7 +104,7 @@ def failed(step: str, *, attempt: int = 1, permanent: bool = False, workflow: st
     return {"type": "step.failed", **about, "error": {"type": "ModelUnavailable", "message": "no answer"}, **more}
 
 
-async def until(condition: Callable[[], bool], *, within_seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, within_seconds: float = 60.0) -> None:
     """Return once the condition holds; fail when it does not in time."""
     async with asyncio.timeout(within_seconds):
         while not condition():  # noqa: ASYNC110 - it may be about a database or another process

@@ -49,11 +49,11 @@ def simulator_thread(*models: str, keys: frozenset[str] | None = None, port: int
     thread = threading.Thread(target=lambda: loop.run_until_complete(asyncio.gather(task, return_exceptions=True)))
     thread.start()
     try:
-        assert started.wait(10)
+        assert started.wait(60)
         yield urls[0]
     finally:
         loop.call_soon_threadsafe(task.cancel)
-        thread.join(10)
+        thread.join(60)
         loop.close()
 
 
