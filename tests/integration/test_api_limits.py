@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -178,8 +179,10 @@ async def test_no_answer_lets_pages_of_others_read_it(api: Api) -> None:
 
 
 @pytest.fixture
-async def fleet() -> AsyncIterator[tuple[list[Api], Any]]:
-    """Two instances that share a Redis, which can be ended."""
+async def fleet(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[tuple[list[Api], Any]]:
+    """Two instances that share a Redis, which can be ended. One that is slow on a busy machine is not down."""
+    for name in ("CONNECT_SECONDS", "ANSWER_SECONDS"):
+        monkeypatch.setattr(f"shared.redis.connections.{name}", 60.0)
     with redis_server() as server:
         given: dict[str, Any] = {"redis_url": server.url, "api_rate_per_minute": 20, "guards_instances": 2}
         settings = Settings(app_env="test", comm_hmac_default_secret=SECRET, **given)
@@ -191,9 +194,11 @@ async def fleet() -> AsyncIterator[tuple[list[Api], Any]]:
 
 async def test_instances_that_share_their_guards_share_the_limit(fleet: tuple[list[Api], Any]) -> None:
     (first, second), _ = fleet
+    began = time.monotonic()
     answers = await asyncio.gather(*(api.get() for _ in range(15) for api in (first, second)))
     assert sorted(answer.status_code for answer in answers) == [200] * 20 + [429] * 10
-    assert all(55 <= int(answer.headers["retry-after"]) <= 60 for answer in answers if answer.status_code == 429)
+    least = 60 - (time.monotonic() - began)
+    assert all(least <= int(answer.headers["retry-after"]) <= 60 for answer in answers if answer.status_code == 429)
 
 
 async def test_without_the_guards_store_each_instance_allows_its_share(fleet: tuple[list[Api], Any]) -> None:

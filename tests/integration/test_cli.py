@@ -5,11 +5,11 @@ import io
 import json
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,6 +49,7 @@ def clean_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     for name in ("DATABASE_URL", "GEMINI_API_KEY", "LOG_LEVEL", "NODE_ENV", "APP_ENV", "HOST", "PORT", "MAX_PAYLOAD_BYTES"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AGENT_TEAM_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("shared.runtime.health.CHECK_SECONDS", 60.0)  # a busy machine is not unhealthy
     level = logging.getLogger().level
     yield tmp_path
     logging.getLogger().setLevel(level)
@@ -735,17 +736,23 @@ def test_a_signal_leaves_the_workflow_for_the_next_run_which_finishes_both(home:
     assert not (home / "postgres" / "postmaster.pid").exists()
 
 
+def worked_seconds() -> float:
+    """What the processors worked for the processes that were started here and have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return ended.ru_utime + ended.ru_stime
+
+
 def test_a_second_run_is_quick_and_help_quicker(home: Path) -> None:
     process(home, "run", "report", "-p", f"brief={BRIEF}")
     times = []
     for arguments in (("run", "report", "-p", f"brief={BRIEF}"), ("--help",)):
-        began = time.monotonic()
+        began = worked_seconds()
         assert process(home, *arguments).returncode == 0
-        times.append(time.monotonic() - began)
+        times.append(worked_seconds() - began)
 
-    # Promised are 2 s and 0.4 s; a busy machine may take longer, a heavy import at the wrong place takes longer still.
-    assert times[0] < 6
-    assert times[1] < 1.5
+    # Promised are 2 s and 0.4 s on a machine that has nothing else to do: most of that is work, which others make no longer.
+    assert times[0] < 2
+    assert times[1] < 0.6
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -32,6 +32,7 @@ PRODUCTION = {
 def find(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Find]:
     """What is found, by name; arguments are environment variables."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("shared.runtime.health.CHECK_SECONDS", 60.0)  # a busy machine is not unhealthy
     for name in ("DATABASE_URL", "GEMINI_API_KEY", "LOG_LEVEL", "NODE_ENV", "APP_ENV", "REDIS_URL"):
         monkeypatch.delenv(name, raising=False)
     handlers, level = list(logging.getLogger().handlers), logging.getLogger().level

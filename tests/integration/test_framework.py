@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from shared.bus import Message
 from shared.clock import SystemClock
 from tests.support.doubles import SECRET
 from tests.support.pushes import dispatch_for_writer, raw_push
+from tests.support.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +47,7 @@ class Serving:
     async def _client(self) -> httpx.AsyncClient:
         """A client, once the process listens."""
         host, _, port = self.url.removeprefix("http://").partition(":")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while True:
                 assert self.process.poll() is None, self.log.read_text()
                 try:
@@ -62,9 +62,7 @@ class Serving:
 @contextmanager
 def serving(function: str, folder: Path, **variables: str) -> Iterator[Serving]:
     """`FUNCTION_TARGET=<function> functions-framework --port N`, ended in order."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     program = Path(sys.executable).parent / "functions-framework"
     command = [str(program), "--source", str(ROOT / "main.py"), "--host", "127.0.0.1", "--port", str(port)]
     inherited = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
@@ -82,7 +80,7 @@ def serving(function: str, folder: Path, **variables: str) -> Iterator[Serving]:
             yield Serving(f"http://127.0.0.1:{port}", log, process)
         finally:
             process.send_signal(signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=60)
 
 
 async def test_the_writer_answers_pushes_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from tests.conftest import Postgres
+from tests.support.servers import free_port
 
 PGBOUNCER = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
 POOL_SIZE = 3
@@ -38,10 +39,8 @@ def pooler(postgres: Postgres) -> Iterator[Pooler]:
             pytest.fail("pgbouncer is missing; install it: apt-get install pgbouncer")
         pytest.skip("pgbouncer is not installed")
     server = Path(parse_qs(urlsplit(postgres.dsn("postgres")).query)["host"][0])
-    with TemporaryDirectory() as folder, socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
+    with TemporaryDirectory() as folder:
+        port = free_port()
         config = Path(folder) / "pgbouncer.ini"
         config.write_text(
             f"[databases]\n* = host={server} user=postgres\n"
@@ -58,11 +57,11 @@ def pooler(postgres: Postgres) -> Iterator[Pooler]:
             yield Pooler(port)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         assert process.poll() is None, "pgbouncer did not start"
         with socket.socket() as client:

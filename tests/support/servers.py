@@ -1,6 +1,7 @@
 """Real servers as subprocesses that the tests own: started on a free port, ready when they answer, killed by their process id."""
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -8,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ import redis
 
 from shared.local.servers import redis_binary
 
-_START_SECONDS = 10.0
+_START_SECONDS = 60.0
 _PORTS_TRIED = 5
 
 
@@ -29,13 +30,19 @@ def missing(server: str) -> NoReturn:
     pytest.skip(message)
 
 
+_PORTS = range(11_000, 22_000)
+"""Below those that the system gives to connections and to whoever asks for any, so that none is taken before or between its uses.
+
+So are those 10,000 above, where a Redis Cluster speaks too: https://www.kernel.org/doc/html/latest/networking/ip-sysctl.html.
+"""
+
+
 def free_port() -> int:
-    """A port that nobody listens on, for now; a Redis Cluster finds the port 10,000 above it too."""
+    """A port that nobody listens on."""
     while True:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port: int = listener.getsockname()[1]
-        if port + 10_000 < 65_536:
+        port = secrets.choice(_PORTS)  # which no test seeds
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
             return port
 
 
@@ -89,11 +96,14 @@ class RedisServer:
         end = time.monotonic() + _START_SECONDS
         while self._process is not None and self._process.poll() is None:
             try:
-                return bool(self.execute("PING"))
+                # Another one answers where somebody else was given this port at the same moment; then this one ends by itself.
+                if self.execute("PING") and self.execute("INFO", "server")["process_id"] == self.pid:
+                    return True
             except (redis.ConnectionError, redis.TimeoutError):
-                if time.monotonic() > end:
-                    self.kill()
-                time.sleep(0.01)
+                pass
+            if time.monotonic() > end:
+                self.kill()
+            time.sleep(0.01)
         return False
 
 
