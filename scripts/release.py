@@ -36,10 +36,13 @@ _QUERY_SECONDS = 30
 _FAILED_LOOKS = 3
 """Looks in a row that may go unanswered: after that nobody is watching, which is no reason to go on."""
 
-_NEW = 'monitored_resource="cloud_run_revision",revision_name=~".*-$suffix"'
+# A metric made from the log could be any resource's: Monitoring answers only when it is told which.
+_IN_FUNCTIONS = 'monitored_resource="cloud_run_revision"'
+_NEW = f'{_IN_FUNCTIONS},revision_name=~".*-$suffix"'
 _COUNT = "run_googleapis_com:request_count"
-_LATENCIES = "run_googleapis_com:request_latencies_bucket"
-_ENDED = "logging_googleapis_com:user_agent_team_workflow"
+_ANSWERS = "logging_googleapis_com:user_agent_team_answer_seconds_bucket"
+_FAILED = f"(sum(increase(logging_googleapis_com:user_agent_team_workflow_failed_sum{{{_IN_FUNCTIONS}}}[10m])) or vector(0))"
+_SUCCEEDED = f"(sum(increase(logging_googleapis_com:user_agent_team_workflow_succeeded_sum{{{_IN_FUNCTIONS}}}[10m])) or vector(0))"
 
 LIMITS: Mapping[str, tuple[Template, float]] = {
     "error rate of the new revisions, %": (
@@ -49,16 +52,10 @@ LIMITS: Mapping[str, tuple[Template, float]] = {
         5.0,
     ),
     "latency of the new gateway (95th percentile), ms": (
-        Template(f'histogram_quantile(0.95, sum by (le) (rate({_LATENCIES}{{{_NEW},service_name="gateway"}}[5m])))'),
+        Template(f'1000 * histogram_quantile(0.95, sum by (le) (rate({_ANSWERS}{{{_NEW},service_name="gateway"}}[5m])))'),
         5000.0,
     ),
-    "workflows that failed, %": (
-        Template(
-            f"100 * (sum(increase({_ENDED}_failed_sum[10m])) or vector(0))"
-            f" / (sum(increase({_ENDED}_failed_sum[10m])) + sum(increase({_ENDED}_succeeded_sum[10m])))"
-        ),
-        30.0,
-    ),
+    "workflows that failed, %": (Template(f"100 * {_FAILED} / ({_FAILED} + {_SUCCEEDED})"), 30.0),
 }
 """What is watched, in PromQL, and the value above which the release is bad."""
 

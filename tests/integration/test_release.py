@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from shared.runtime.spec import load_functions
 from tests.support.gcloud import FakeGcloud, monitoring
+from tests.support.promql import ambiguous
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "release.py"
 SERVICES = {name.replace("_", "-"): name for name in load_functions()}
@@ -85,7 +87,7 @@ def test_the_smoke_test_runs_inside_and_stops_the_release_when_it_fails(gcloud: 
 
 def test_a_good_canary_gets_more_and_more(gcloud: FakeGcloud) -> None:
     state = recorded(gcloud)
-    with monitoring({"response_code_class": 0.4, "latencies": 900.0, "workflow_failed": 2.0}) as (address, asked):
+    with monitoring({"response_code_class": 0.4, "answer_seconds": 900.0, "workflow_failed": 2.0}) as (address, asked):
         done = canary(gcloud, state, address)
     assert done.returncode == 0, done.stderr
     for service in SERVICES:
@@ -93,11 +95,23 @@ def test_a_good_canary_gets_more_and_more(gcloud: FakeGcloud) -> None:
     assert any('revision_name=~".*-abc1234"' in query for query in asked)
 
 
+def test_monitoring_is_asked_only_what_it_can_answer(gcloud: FakeGcloud) -> None:
+    state = recorded(gcloud)
+    with monitoring({}) as (address, asked):
+        assert canary(gcloud, state, address).returncode == 0
+    assert len(asked) >= 3
+    for query in asked:
+        assert not ambiguous(query)
+        # Where nothing was counted a sum is nothing, not 0, and so is all that it is added to: all failed, and nobody noticed.
+        for summand in re.findall(r"\(?sum\(increase\([^()]+\)\)(?: or vector\(0\)\))?", query):
+            assert summand.endswith(" or vector(0))"), query
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"response_code_class": 7.5}, "error rate of the new revisions, %: 7.5 is above 5"),
-        ({"latencies": 6100.0}, "latency of the new gateway"),
+        ({"answer_seconds": 6100.0}, "latency of the new gateway"),
         ({"workflow_failed": 45.0}, "workflows that failed, %"),
     ],
 )
