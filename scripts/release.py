@@ -26,6 +26,8 @@ from string import Template
 from typing import Any
 
 FUNCTIONS = Path(__file__).resolve().parents[1] / "functions"
+PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
+"""What a service runs from when Terraform made it until its first release (infra/services.tf)."""
 STAGES = (10, 50, 100)
 """Percent of the traffic that the new revisions get, one after the other."""
 WATCH_SECONDS = 15 * 60
@@ -74,7 +76,7 @@ class Release:
         self.services = {folder.name.replace("_", "-"): folder.name for folder in _functions()}
 
     def record(self) -> dict[str, str]:
-        """The revision that serves each service now; a service that has served nothing yet has none."""
+        """The revision that serves each service now; a service that has served nothing but Terraform's placeholder has none."""
         serving = {service: revision for service, revision in self._each(self.services, self._serving) if revision is not None}
         say(f"recorded {len(serving)} of {len(self.services)} services")
         return serving
@@ -99,16 +101,24 @@ class Release:
         say(f"every revision of {tag} answered")
 
     def canary(self, tag: str, before: Mapping[str, str], *, watch_seconds: float = WATCH_SECONDS) -> None:
-        """More and more traffic for `tag`. Raises Failure after it rolled everything back because something was bad."""
+        """More and more traffic for `tag`. Raises Failure after it rolled everything back because something was bad.
+
+        A service that is not in `before` gets all of it at once: the rest would go to the placeholder, which answers 200 and loses
+        what it was sent.
+        """
         try:
+            self._send(f"--to-tags={tag}=100", self.services.keys() - before.keys())
             for percent in STAGES:
-                self._send(f"--to-tags={tag}={percent}", self.services)
+                self._send(f"--to-tags={tag}={percent}", before)
                 say(f"{percent} % of the traffic goes to {tag}; watching for {watch_seconds / 60:g} minutes")
                 self._watch(tag, watch_seconds)
         except (Failure, KeyboardInterrupt) as reason:
-            say(f"rolling back: {str(reason) or 'interrupted'}")
+            why = str(reason) or "interrupted"
+            if not before:
+                raise Failure(f"{why}; there is nothing to go back to, since nothing served before") from reason
+            say(f"rolling back: {why}")
             self.rollback(before)
-            raise Failure(f"rolled back: {str(reason) or 'interrupted'}") from reason
+            raise Failure(f"rolled back: {why}") from reason
         say(f"all traffic goes to {tag}")
 
     def rollback(self, before: Mapping[str, str] | None = None) -> None:
@@ -163,7 +173,10 @@ class Release:
         return None if value is None or value != value else value  # 0 of 0 requests is no number
 
     def _serving(self, service: str) -> str | None:
-        traffic = self._describe(service).get("status", {}).get("traffic", [])
+        found = self._describe(service)
+        if _is_placeholder(found.get("spec", {}).get("template", {})):
+            return None
+        traffic = found.get("status", {}).get("traffic", [])
         most = max(traffic, key=lambda one: one.get("percent", 0), default={})
         return most.get("revisionName") if most.get("percent", 0) else None
 
@@ -171,7 +184,7 @@ class Release:
         listed = json.loads(
             self._gcloud("run", "revisions", "list", "--service", service, "--sort-by=~metadata.creationTimestamp", "--format=json")
         )
-        names = [one["metadata"]["name"] for one in listed]
+        names = [one["metadata"]["name"] for one in listed if not _is_placeholder(one)]
         serving = self._serving(service)
         older = names[names.index(serving) + 1 :] if serving in names else names[1:]
         return older[0] if older else None
@@ -213,6 +226,10 @@ def say(line: str) -> None:
 
 def _functions() -> list[Path]:
     return sorted(file.parent for file in FUNCTIONS.glob("*/function.yaml"))
+
+
+def _is_placeholder(revision: Mapping[str, Any]) -> bool:
+    return [one.get("image") for one in revision.get("spec", {}).get("containers", [])] == [PLACEHOLDER]
 
 
 def _suffix(tag: str) -> str:

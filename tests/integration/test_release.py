@@ -18,8 +18,12 @@ SERVICES = {name.replace("_", "-"): name for name in load_functions()}
 IMAGE, TAG = "us-central1-docker.pkg.dev/p/agent-team/agent-team:abc1234", "c-abc1234"
 
 
-def described(revision: str) -> str:
-    return json.dumps({"status": {"traffic": [{"revisionName": revision, "percent": 100}, {"tag": "c-old", "revisionName": "x"}]}})
+PLACEHOLDER = {"containers": [{"image": "us-docker.pkg.dev/cloudrun/container/hello"}]}
+
+
+def described(revision: str, spec: object = None) -> str:
+    traffic = [{"revisionName": revision, "percent": 100}, {"tag": "c-old", "revisionName": "x"}]
+    return json.dumps({"spec": {"template": {"spec": spec or {}}}, "status": {"traffic": traffic}})
 
 
 @pytest.fixture
@@ -134,6 +138,43 @@ def test_a_canary_that_nobody_can_watch_is_rolled_back(gcloud: FakeGcloud) -> No
     assert done.returncode == 1
     assert "Monitoring did not answer 3 times in a row" in done.stderr
     assert traffic(gcloud, "writer")[-1] == "--to-revisions=writer-old=100"
+
+
+def test_a_function_that_was_never_released_gets_everything_at_once(gcloud: FakeGcloud) -> None:
+    """What would be left to the placeholder is answered with 200 and lost."""
+    gcloud.answers["services describe writer"] = described("writer-00001-abc", PLACEHOLDER)
+    state = recorded(gcloud)
+    assert "writer" not in json.loads(Path(state).read_text(encoding="utf-8"))
+    with monitoring({"response_code_class": 7.5}) as (address, _):
+        assert canary(gcloud, state, address).returncode == 1
+    assert traffic(gcloud, "writer") == [f"--to-tags={TAG}=100"]
+    assert traffic(gcloud, "judge") == [f"--to-tags={TAG}=10", "--to-revisions=judge-old=100"]
+
+
+def test_a_first_release_that_is_bad_says_why(gcloud: FakeGcloud) -> None:
+    for service in SERVICES:
+        gcloud.answers[f"services describe {service}"] = described(f"{service}-00001-abc", PLACEHOLDER)
+    state = recorded(gcloud)
+    with monitoring({"response_code_class": 7.5}) as (address, _):
+        done = canary(gcloud, state, address)
+    assert done.returncode == 1
+    assert "7.5 is above 5" in done.stderr
+    assert "there is nothing to go back to" in done.stderr
+    assert traffic(gcloud, "writer") == [f"--to-tags={TAG}=100"]
+
+
+def test_nobody_goes_back_to_the_placeholder(gcloud: FakeGcloud) -> None:
+    for service in SERVICES:
+        listed = [{"metadata": {"name": f"{service}-old"}}, {"metadata": {"name": f"{service}-00001-abc"}, "spec": PLACEHOLDER}]
+        gcloud.answers[f"revisions list --service {service}"] = json.dumps(listed)
+    done = release(gcloud, "rollback")
+    assert (done.returncode, done.stderr) == (1, "error: there is no revision to go back to\n")
+    assert not gcloud.calls("update-traffic")
+
+
+def test_the_placeholder_is_the_one_that_terraform_makes() -> None:
+    image = PLACEHOLDER["containers"][0]["image"]
+    assert f'image = "{image}"' in (SCRIPT.parents[1] / "infra" / "services.tf").read_text(encoding="utf-8")
 
 
 def test_traffic_that_cannot_be_moved_rolls_back_what_was_moved(gcloud: FakeGcloud) -> None:
