@@ -13,6 +13,7 @@ from tests.infra.conftest import PROJECT, Plan
 NAMES = {
     "google_artifact_registry": "artifactregistry",
     "google_billing": "billingbudgets",
+    "google_certificate_manager": "certificatemanager",
     "google_cloud_run": "run",
     "google_cloud_scheduler": "cloudscheduler",
     "google_compute": "compute",

@@ -27,6 +27,15 @@ def test_old_tls_is_refused_and_plain_http_is_sent_on(plan: Plan) -> None:
     assert redirect["https_redirect"]
 
 
+def test_the_certificate_is_renewed_wherever_the_domain_leads(plan: Plan) -> None:
+    """Behind Cloudflare the A record leads to Cloudflare: a certificate that goes by it ends after three months, and the API with it."""
+    assert not [address for address in plan if address.startswith("google_compute_managed_ssl_certificate.")]
+    domain = plan["google_certificate_manager_dns_authorization.edge"]["domain"]
+    assert plan["google_certificate_manager_certificate.edge"]["managed"][0]["domains"] == [domain]
+    assert plan["google_certificate_manager_certificate_map_entry.edge"]["hostname"] == domain
+    assert not plan["google_compute_target_https_proxy.edge"].get("ssl_certificates")
+
+
 def test_with_a_zone_only_cloudflare_gets_in(make_plan: Callable[..., Plan]) -> None:
     found = rules(make_plan("production", f"cloudflare_zone_id={'0123456789abcdef' * 2}"))
     assert found[2147483647]["action"] == "deny(403)"
