@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shared.bus.policy import backoff_seconds
 from shared.errors import ConfigurationError
 from shared.runtime.spec import FUNCTIONS, FunctionSpec, load_function, load_functions
 
@@ -33,6 +34,14 @@ def test_every_spec_can_be_deployed(spec: FunctionSpec) -> None:
     assert "COMM_HMAC_KEYS" in spec.secrets
     # An agent asks a model, or is code alone.
     assert spec.is_agent == any((FUNCTIONS / spec.name / file).exists() for file in ("prompt.md", "agent.py"))
+
+
+@pytest.mark.parametrize("spec", load_functions().values(), ids=lambda spec: spec.name)
+def test_a_message_outlasts_a_quarter_of_an_hour_without_a_free_instance(spec: FunctionSpec) -> None:
+    """Cloud Run answers 429 then, which is a delivery that failed. A dead letter fails its step for good."""
+    for one in spec.subscriptions():
+        if one.dead_letter_topic is not None:
+            assert sum(backoff_seconds(one, attempt) for attempt in range(1, one.max_attempts)) >= 15 * 60
 
 
 def test_defaults_stand_in_for_what_is_not_said(tmp_path: Path) -> None:
