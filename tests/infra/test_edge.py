@@ -29,7 +29,7 @@ def test_old_tls_is_refused_and_plain_http_is_sent_on(plan: Plan) -> None:
 
 
 def test_the_certificate_is_renewed_wherever_the_domain_leads(plan: Plan) -> None:
-    """Behind Cloudflare the A record leads to Cloudflare: a certificate that goes by it ends after three months, and the API with it."""
+    """Behind Cloudflare the A record leads to Cloudflare: a certificate that goes by it ends after three months."""
     assert not [address for address in plan if address.startswith("google_compute_managed_ssl_certificate.")]
     domain = plan["google_certificate_manager_dns_authorization.edge"]["domain"]
     assert plan["google_certificate_manager_certificate.edge"]["managed"][0]["domains"] == [domain]
