@@ -17,7 +17,7 @@ locals {
     }
     "latency" = {
       title = "Latency, 95th percentile"
-      value = "histogram_quantile(0.95, sum by (le) (rate(run_googleapis_com:request_latencies_bucket{${local.services},service_name=~\"${local.quick}\"}[5m])))"
+      value = "1000 * histogram_quantile(0.95, sum by (le) (rate(logging_googleapis_com:user_agent_team_answer_seconds_bucket{${local.services},service_name=~\"${local.quick}\"}[5m])))"
       unit  = "ms"
       for   = "300s"
       over  = { warning = 2000, critical = 5000 }
@@ -59,14 +59,16 @@ locals {
     }
     "oldest-unacked" = {
       title = "Oldest message that nobody took"
-      value = "max(pubsub_googleapis_com:subscription_oldest_unacked_message_age{monitored_resource=\"pubsub_subscription\"})"
+      # A webhook's receiver that is away is tried for 16 hours: nobody here can mend it.
+      value = "max(pubsub_googleapis_com:subscription_oldest_unacked_message_age{monitored_resource=\"pubsub_subscription\",subscription_id!=\"workflow-results.webhook\"})"
       unit  = "seconds"
       for   = "300s"
       over  = { warning = 900, critical = 3600 }
     }
     "workflow-failures" = {
       title = "Workflows that failed"
-      value = "100 * sum(rate(${local.promql["workflow.failed"]}_sum${local.run}[30m])) / (sum(rate(${local.promql["workflow.failed"]}_sum${local.run}[30m])) + sum(rate(${local.promql["workflow.succeeded"]}_sum${local.run}[30m])))"
+      # Where none succeeded there is nothing to add: without the 0 the sum would be nothing, and nobody told that all of them failed.
+      value = "100 * sum(rate(${local.promql["workflow.failed"]}_sum${local.run}[30m])) / (sum(rate(${local.promql["workflow.failed"]}_sum${local.run}[30m])) + (sum(rate(${local.promql["workflow.succeeded"]}_sum${local.run}[30m])) or vector(0)))"
       unit  = "% of those that ended"
       for   = "600s"
       over  = { warning = 10, critical = 30 }
@@ -151,7 +153,7 @@ resource "google_monitoring_alert_policy" "alert" {
 
   user_labels = { alert = each.value.name, level = each.value.level }
 
-  depends_on = [google_logging_metric.metric, google_logging_metric.key_age]
+  depends_on = [google_logging_metric.metric, google_logging_metric.key_age, google_logging_metric.answer]
 }
 
 # In a row: as many checks as minutes.

@@ -3,6 +3,9 @@
 locals {
   behind_cloudflare = var.cloudflare_zone_id != ""
 
+  # A certificate for another domain is another certificate: it must exist before the old one goes.
+  certificate = "agent-team-${substr(sha256(var.domain), 0, 8)}"
+
   # https://www.cloudflare.com/ips/
   cloudflare_ranges = [
     "173.245.48.0/20", "103.21.244.0/22", "103.22.200.0/22", "103.31.4.0/22", "141.101.64.0/18", "108.162.192.0/18", "190.93.240.0/20",
@@ -148,17 +151,39 @@ resource "google_compute_url_map" "to_https" {
   }
 }
 
-resource "google_compute_managed_ssl_certificate" "edge" {
-  # A certificate for another domain is another certificate: it must exist before the old one goes.
-  name = "agent-team-${substr(sha256(var.domain), 0, 8)}"
+# That the domain is ours is told by a record of its own, not by where its A record leads: behind Cloudflare that leads to Cloudflare,
+# and a certificate that was made before could not be made again after its three months.
+resource "google_certificate_manager_dns_authorization" "edge" {
+  name   = local.certificate
+  domain = var.domain
+
+  lifecycle {
+    create_before_destroy = true
+  }
+}
+
+resource "google_certificate_manager_certificate" "edge" {
+  name = local.certificate
 
   managed {
-    domains = [var.domain]
+    domains            = [var.domain]
+    dns_authorizations = [google_certificate_manager_dns_authorization.edge.id]
   }
 
   lifecycle {
     create_before_destroy = true
   }
+}
+
+resource "google_certificate_manager_certificate_map" "edge" {
+  name = "agent-team-edge"
+}
+
+resource "google_certificate_manager_certificate_map_entry" "edge" {
+  name         = local.certificate
+  map          = google_certificate_manager_certificate_map.edge.name
+  hostname     = var.domain
+  certificates = [google_certificate_manager_certificate.edge.id]
 }
 
 # The strictest that there is. TLS 1.3 is always offered; its ciphers cannot be switched off.
@@ -169,10 +194,10 @@ resource "google_compute_ssl_policy" "edge" {
 }
 
 resource "google_compute_target_https_proxy" "edge" {
-  name             = "agent-team-edge"
-  url_map          = google_compute_url_map.edge.id
-  ssl_certificates = [google_compute_managed_ssl_certificate.edge.id]
-  ssl_policy       = google_compute_ssl_policy.edge.id
+  name            = "agent-team-edge"
+  url_map         = google_compute_url_map.edge.id
+  certificate_map = "//certificatemanager.googleapis.com/${google_certificate_manager_certificate_map.edge.id}"
+  ssl_policy      = google_compute_ssl_policy.edge.id
 }
 
 resource "google_compute_target_http_proxy" "to_https" {

@@ -51,11 +51,11 @@ resource "google_monitoring_slo" "availability" {
   }
 }
 
-# Multi-window burn rates of the SRE workbook (https://sre.google/workbook/alerting-on-slos/): 2 % of the budget in an hour pages, 10 % in three days tells.
+# Multi-window burn rates of the SRE workbook (https://sre.google/workbook/alerting-on-slos/): 2 % of the budget in an hour pages, 10 % in a day tells.
 resource "google_monitoring_alert_policy" "burn_rate" {
   for_each = {
     critical = { rate = 14.4, long = "3600s", short = "300s" }
-    warning  = { rate = 1, long = "259200s", short = "21600s" }
+    warning  = { rate = 3, long = "86400s", short = "7200s" }
   }
 
   display_name          = "Error budget: ${each.key}"

@@ -70,7 +70,7 @@ resource "google_pubsub_subscription" "push" {
 
     oidc_token {
       service_account_email = google_service_account.pusher.email
-      audience              = "agent-team/${local.service_names[each.value.function]}"
+      audience              = local.push_audiences[each.value.function]
     }
   }
 

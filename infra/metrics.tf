@@ -101,3 +101,27 @@ resource "google_logging_metric" "key_age" {
     unit        = "d"
   }
 }
+
+# How long the functions take to answer, as Cloud Run's own log of requests has it. Its metric knows no paths, and a stream of events
+# lasts as long as somebody watches.
+resource "google_logging_metric" "answer" {
+  name            = "agent-team/answer.seconds"
+  description     = "Time until a request was answered, without streams of events."
+  filter          = "resource.type=\"cloud_run_revision\" AND log_id(\"run.googleapis.com/requests\") AND httpRequest.latency:* AND NOT httpRequest.requestUrl=~\"/v1/workflows/[^/]+/events\""
+  value_extractor = "REGEXP_EXTRACT(httpRequest.latency, \"([0-9.]+)s\")"
+
+  metric_descriptor {
+    metric_kind = "DELTA"
+    value_type  = "DISTRIBUTION"
+    unit        = "s"
+  }
+
+  # From a millisecond to an hour.
+  bucket_options {
+    exponential_buckets {
+      num_finite_buckets = 44
+      growth_factor      = 1.4142135623730951
+      scale              = 0.001
+    }
+  }
+}

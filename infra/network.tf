@@ -5,11 +5,12 @@ resource "google_compute_network" "private" {
   auto_create_subnetworks = false
 }
 
+# Cloud Run takes two addresses for an instance, and during a canary there may be twice as many of those.
 resource "google_compute_subnetwork" "functions" {
   name                     = "functions"
   network                  = google_compute_network.private.id
   region                   = var.region
-  ip_cidr_range            = "10.8.0.0/22"
+  ip_cidr_range            = "10.8.0.0/20"
   private_ip_google_access = true
 
   log_config {

@@ -3,6 +3,11 @@ output "backup_bucket" {
   value       = google_storage_bucket.backups.name
 }
 
+output "certificate_record" {
+  description = "Record by which Google sees that the domain is ours, and makes the certificate."
+  value       = join(" ", [for record in google_certificate_manager_dns_authorization.edge.dns_resource_record : "${record.name} ${record.type} ${record.data}"])
+}
+
 output "edge_address" {
   description = "Address that the domain's A record must point to."
   value       = google_compute_global_address.edge.address

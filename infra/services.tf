@@ -3,6 +3,8 @@
 locals {
   default_max_instances = { agent = 20, other = 10 }
 
+  push_audiences = { for name in keys(local.functions) : name => "agent-team/${local.service_names[name]}" }
+
   # Secrets are not here: a function fetches those of its function.yaml from Secret Manager as it starts. The signing keys are read
   # while it runs, so that they can rotate.
   environment = merge(
@@ -44,6 +46,9 @@ resource "google_cloud_run_v2_service" "function" {
   deletion_protection = false
   labels              = { function = local.service_names[each.key] }
 
+  # What Pub/Sub's tokens are for. Cloud Run refuses a token for anything but the service's URL and what is named here.
+  custom_audiences = [local.push_audiences[each.key]]
+
   template {
     service_account                  = google_service_account.function[each.key].email
     timeout                          = "${each.value.timeout_seconds}s"
@@ -73,7 +78,7 @@ resource "google_cloud_run_v2_service" "function" {
           local.environment,
           {
             FUNCTION_TARGET      = each.key
-            PUSH_AUDIENCE        = "agent-team/${local.service_names[each.key]}"
+            PUSH_AUDIENCE        = local.push_audiences[each.key]
             PUSH_SERVICE_ACCOUNT = google_service_account.pusher.email
           },
           # Where to go with a key: the gateway, for agents that search documents; Supabase, for functions that keep the state.
@@ -110,13 +115,13 @@ resource "google_cloud_run_v2_service" "function" {
     }
   }
 
+  # Not the revision's name, though the pipeline gives one: kept, it would be given to the next revision too, which Cloud Run refuses.
   lifecycle {
     ignore_changes = [
       client,
       client_version,
       template[0].containers[0].image,
       template[0].labels,
-      template[0].revision,
       traffic,
     ]
   }

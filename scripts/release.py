@@ -26,6 +26,8 @@ from string import Template
 from typing import Any
 
 FUNCTIONS = Path(__file__).resolve().parents[1] / "functions"
+PLACEHOLDER = "us-docker.pkg.dev/cloudrun/container/hello"
+"""What a service runs from when Terraform made it until its first release (infra/services.tf)."""
 STAGES = (10, 50, 100)
 """Percent of the traffic that the new revisions get, one after the other."""
 WATCH_SECONDS = 15 * 60
@@ -36,10 +38,13 @@ _QUERY_SECONDS = 30
 _FAILED_LOOKS = 3
 """Looks in a row that may go unanswered: after that nobody is watching, which is no reason to go on."""
 
-_NEW = 'monitored_resource="cloud_run_revision",revision_name=~".*-$suffix"'
+# A metric made from the log could be any resource's: Monitoring answers only when it is told which.
+_IN_FUNCTIONS = 'monitored_resource="cloud_run_revision"'
+_NEW = f'{_IN_FUNCTIONS},revision_name=~".*-$suffix"'
 _COUNT = "run_googleapis_com:request_count"
-_LATENCIES = "run_googleapis_com:request_latencies_bucket"
-_ENDED = "logging_googleapis_com:user_agent_team_workflow"
+_ANSWERS = "logging_googleapis_com:user_agent_team_answer_seconds_bucket"
+_FAILED = f"(sum(increase(logging_googleapis_com:user_agent_team_workflow_failed_sum{{{_IN_FUNCTIONS}}}[10m])) or vector(0))"
+_SUCCEEDED = f"(sum(increase(logging_googleapis_com:user_agent_team_workflow_succeeded_sum{{{_IN_FUNCTIONS}}}[10m])) or vector(0))"
 
 LIMITS: Mapping[str, tuple[Template, float]] = {
     "error rate of the new revisions, %": (
@@ -49,16 +54,10 @@ LIMITS: Mapping[str, tuple[Template, float]] = {
         5.0,
     ),
     "latency of the new gateway (95th percentile), ms": (
-        Template(f'histogram_quantile(0.95, sum by (le) (rate({_LATENCIES}{{{_NEW},service_name="gateway"}}[5m])))'),
+        Template(f'1000 * histogram_quantile(0.95, sum by (le) (rate({_ANSWERS}{{{_NEW},service_name="gateway"}}[5m])))'),
         5000.0,
     ),
-    "workflows that failed, %": (
-        Template(
-            f"100 * (sum(increase({_ENDED}_failed_sum[10m])) or vector(0))"
-            f" / (sum(increase({_ENDED}_failed_sum[10m])) + sum(increase({_ENDED}_succeeded_sum[10m])))"
-        ),
-        30.0,
-    ),
+    "workflows that failed, %": (Template(f"100 * {_FAILED} / ({_FAILED} + {_SUCCEEDED})"), 30.0),
 }
 """What is watched, in PromQL, and the value above which the release is bad."""
 
@@ -77,7 +76,7 @@ class Release:
         self.services = {folder.name.replace("_", "-"): folder.name for folder in _functions()}
 
     def record(self) -> dict[str, str]:
-        """The revision that serves each service now; a service that has served nothing yet has none."""
+        """The revision that serves each service now; a service that has served nothing but Terraform's placeholder has none."""
         serving = {service: revision for service, revision in self._each(self.services, self._serving) if revision is not None}
         say(f"recorded {len(serving)} of {len(self.services)} services")
         return serving
@@ -102,16 +101,24 @@ class Release:
         say(f"every revision of {tag} answered")
 
     def canary(self, tag: str, before: Mapping[str, str], *, watch_seconds: float = WATCH_SECONDS) -> None:
-        """More and more traffic for `tag`. Raises Failure after it rolled everything back because something was bad."""
+        """More and more traffic for `tag`. Raises Failure after it rolled everything back because something was bad.
+
+        A service that is not in `before` gets all of it at once: the rest would go to the placeholder, which answers 200 and loses
+        what it was sent.
+        """
         try:
+            self._send(f"--to-tags={tag}=100", self.services.keys() - before.keys())
             for percent in STAGES:
-                self._send(f"--to-tags={tag}={percent}", self.services)
+                self._send(f"--to-tags={tag}={percent}", before)
                 say(f"{percent} % of the traffic goes to {tag}; watching for {watch_seconds / 60:g} minutes")
                 self._watch(tag, watch_seconds)
         except (Failure, KeyboardInterrupt) as reason:
-            say(f"rolling back: {str(reason) or 'interrupted'}")
+            why = str(reason) or "interrupted"
+            if not before:
+                raise Failure(f"{why}; there is nothing to go back to, since nothing served before") from reason
+            say(f"rolling back: {why}")
             self.rollback(before)
-            raise Failure(f"rolled back: {str(reason) or 'interrupted'}") from reason
+            raise Failure(f"rolled back: {why}") from reason
         say(f"all traffic goes to {tag}")
 
     def rollback(self, before: Mapping[str, str] | None = None) -> None:
@@ -166,7 +173,10 @@ class Release:
         return None if value is None or value != value else value  # 0 of 0 requests is no number
 
     def _serving(self, service: str) -> str | None:
-        traffic = self._describe(service).get("status", {}).get("traffic", [])
+        found = self._describe(service)
+        if _is_placeholder(found.get("spec", {}).get("template", {})):
+            return None
+        traffic = found.get("status", {}).get("traffic", [])
         most = max(traffic, key=lambda one: one.get("percent", 0), default={})
         return most.get("revisionName") if most.get("percent", 0) else None
 
@@ -174,7 +184,7 @@ class Release:
         listed = json.loads(
             self._gcloud("run", "revisions", "list", "--service", service, "--sort-by=~metadata.creationTimestamp", "--format=json")
         )
-        names = [one["metadata"]["name"] for one in listed]
+        names = [one["metadata"]["name"] for one in listed if not _is_placeholder(one)]
         serving = self._serving(service)
         older = names[names.index(serving) + 1 :] if serving in names else names[1:]
         return older[0] if older else None
@@ -216,6 +226,10 @@ def say(line: str) -> None:
 
 def _functions() -> list[Path]:
     return sorted(file.parent for file in FUNCTIONS.glob("*/function.yaml"))
+
+
+def _is_placeholder(revision: Mapping[str, Any]) -> bool:
+    return [one.get("image") for one in revision.get("spec", {}).get("containers", [])] == [PLACEHOLDER]
 
 
 def _suffix(tag: str) -> str:

@@ -8,10 +8,21 @@ terraform {
       source  = "hashicorp/google"
       version = "~> 6.50"
     }
+
+    # For the services' own accounts alone.
+    google-beta = {
+      source  = "hashicorp/google-beta"
+      version = "~> 6.50"
+    }
   }
 }
 
 provider "google" {
+  project = var.project_id
+  region  = var.region
+}
+
+provider "google-beta" {
   project = var.project_id
   region  = var.region
 }
@@ -67,6 +78,7 @@ locals {
   apis = toset([
     "artifactregistry.googleapis.com",
     "billingbudgets.googleapis.com",
+    "certificatemanager.googleapis.com",
     "cloudbuild.googleapis.com",
     "cloudresourcemanager.googleapis.com",
     "cloudscheduler.googleapis.com",
@@ -76,6 +88,7 @@ locals {
     "iam.googleapis.com",
     "logging.googleapis.com",
     "monitoring.googleapis.com",
+    "ondemandscanning.googleapis.com",
     "pubsub.googleapis.com",
     "redis.googleapis.com",
     "run.googleapis.com",
@@ -99,6 +112,25 @@ resource "google_project_service" "api" {
 
   service            = each.key
   disable_on_destroy = false
+}
+
+# The accounts in whose name Google's own services act here. They are made with their first use, which is too late for whoever grants
+# them something before.
+resource "google_project_service_identity" "agent" {
+  provider = google-beta
+
+  for_each = toset(["cloudbuild.googleapis.com", "pubsub.googleapis.com", "secretmanager.googleapis.com"])
+
+  service = each.key
+
+  depends_on = [google_project_service.api]
+}
+
+# Keeps the token that a connected repository is read with.
+resource "google_project_iam_member" "connection" {
+  project = var.project_id
+  role    = "roles/secretmanager.admin"
+  member  = google_project_service_identity.agent["cloudbuild.googleapis.com"].member
 }
 
 resource "google_storage_bucket" "state" {
@@ -144,9 +176,12 @@ resource "google_project_iam_member" "builder_acts_as_functions" {
   member  = google_service_account.builder.member
 }
 
+# It adds, and sees what is there; it reads and replaces nothing.
 resource "google_storage_bucket_iam_member" "builder_state" {
+  for_each = toset(["roles/storage.legacyBucketReader", "roles/storage.objectCreator"])
+
   bucket = google_storage_bucket.state.name
-  role   = "roles/storage.objectCreator"
+  role   = each.key
   member = google_service_account.builder.member
 }
 

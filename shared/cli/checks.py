@@ -92,12 +92,15 @@ async def _home(live: Runtime) -> Check:
 
 
 async def _secret(live: Runtime) -> Check:
-    given = live.settings.comm_hmac_default_secret is not None
-    if not given and not (live.settings.agent_team_home / "hmac-secret").exists():
-        return Check("signing secret", True, "made on first use, kept in the data folder")
-    _ = live.ring
-    where = "from COMM_HMAC_DEFAULT_SECRET" if given else "kept in the data folder"
-    return Check("signing secret", True, f"{where}, signing as {live.settings.comm_hmac_active_key_id}")
+    given, in_cloud = live.settings.comm_hmac_default_secret is not None, live.settings.secrets_from == "secret-manager"
+    where = "kept in Secret Manager" if in_cloud else "kept in the data folder"
+    active = (await live.keys.read()).active
+    if active is None:
+        if not (given or in_cloud or (live.settings.agent_team_home / "hmac-secret").exists()):
+            return Check("signing secret", True, "made on first use, kept in the data folder")
+        await live.ring.fresh()
+        active, where = live.ring.active, "from COMM_HMAC_DEFAULT_SECRET" if given else where
+    return Check("signing secret", True, f"{where}, signing as {active}")
 
 
 async def _database(live: Runtime) -> Check:

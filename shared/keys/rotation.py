@@ -11,6 +11,7 @@ import logging
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import Enum, auto
+from math import ceil
 from typing import Final
 
 from shared.clock import Clock
@@ -86,6 +87,6 @@ def refuse_young(key: Key, *, now: datetime, settle: float) -> None:
     wait = (key.created_at + timedelta(seconds=settle) - now).total_seconds()
     if wait > 0:
         raise Conflict(
-            f"signing key {key.id} is too young: some processes may not have it for another {wait:.0f} s, and would drop what it "
+            f"signing key {key.id} is too young: some processes may not have it for another {ceil(wait)} s, and would drop what it "
             "signs; wait, or say --force"
         )

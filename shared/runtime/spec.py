@@ -15,6 +15,8 @@ FUNCTIONS = Path(__file__).parents[2] / "functions"
 _Topic = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{2,200}$")]
 _Published = Annotated[str, Field(pattern=r"^([a-z][a-z0-9-]{2,200}|agent-\*)$")]
 
+_LONGEST_DELIVERY_SECONDS = 570
+
 
 class Trigger(BaseModel):
     """What sets a function off: exactly one of a topic, a schedule (cron, UTC) or HTTP requests."""
@@ -43,8 +45,8 @@ class FunctionSpec(BaseModel):
     description: str
     triggers: tuple[Trigger, ...] = Field(min_length=1)
     memory: Annotated[str, Field(pattern=r"^\d+(Mi|Gi)$")] = "512Mi"
-    timeout_seconds: float = Field(default=300, gt=0, le=570)
-    """How long one delivery may take; the bus waits 30 s longer, 600 s at most."""
+    timeout_seconds: float = Field(default=300, gt=0, le=3600)
+    """How long one request may take; of a delivery at most 570 s, since the bus waits 30 s longer, and 600 s at most."""
     concurrency: int = Field(default=80, ge=1, le=1000)
     max_attempts: int = Field(default=10, ge=5, le=100)
     min_backoff_seconds: float = Field(default=2, ge=0, le=600)
@@ -54,6 +56,12 @@ class FunctionSpec(BaseModel):
     secrets: tuple[str, ...] = ()
     input: dict[str, Any] | None = None
     """Of an agent whose code makes something else of its input than its prompt takes: what a step gives it, as JSON Schema."""
+
+    @model_validator(mode="after")
+    def _ends_before_its_delivery(self) -> "FunctionSpec":
+        if self.timeout_seconds > _LONGEST_DELIVERY_SECONDS and any(trigger.topic for trigger in self.triggers):
+            raise ValueError(f"timeout_seconds is at most {_LONGEST_DELIVERY_SECONDS} where a trigger is a topic")
+        return self
 
     @property
     def is_agent(self) -> bool:

@@ -1,6 +1,7 @@
 """The way in: TLS, a limit for each client, and nobody but Cloudflare where there is a zone."""
 
 from collections.abc import Callable
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,15 @@ def test_old_tls_is_refused_and_plain_http_is_sent_on(plan: Plan) -> None:
     assert redirect["https_redirect"]
 
 
+def test_the_certificate_is_renewed_wherever_the_domain_leads(plan: Plan) -> None:
+    """Behind Cloudflare the A record leads to Cloudflare: a certificate that goes by it ends after three months."""
+    assert not [address for address in plan if address.startswith("google_compute_managed_ssl_certificate.")]
+    domain = plan["google_certificate_manager_dns_authorization.edge"]["domain"]
+    assert plan["google_certificate_manager_certificate.edge"]["managed"][0]["domains"] == [domain]
+    assert plan["google_certificate_manager_certificate_map_entry.edge"]["hostname"] == domain
+    assert not plan["google_compute_target_https_proxy.edge"].get("ssl_certificates")
+
+
 def test_with_a_zone_only_cloudflare_gets_in(make_plan: Callable[..., Plan]) -> None:
     found = rules(make_plan("production", f"cloudflare_zone_id={'0123456789abcdef' * 2}"))
     assert found[2147483647]["action"] == "deny(403)"
@@ -43,6 +53,13 @@ def test_everything_in_the_network_is_closed_from_outside(plan: Plan) -> None:
     (redis,) = [values for address, values in plan.items() if address.startswith("google_redis_instance.")]
     assert redis["auth_enabled"]
     assert redis["transit_encryption_mode"] == "SERVER_AUTHENTICATION"
+
+
+def test_there_is_an_address_for_every_instance_twice_over_and_again_during_a_canary(plan: Plan) -> None:
+    services = [values for address, values in plan.items() if address.startswith("google_cloud_run_v2_service.function[")]
+    instances = sum(service["template"][0]["scaling"][0]["max_instance_count"] for service in services)
+    network = ip_network(plan["google_compute_subnetwork.functions"]["ip_cidr_range"])
+    assert network.num_addresses > 2 * 2 * instances
 
 
 def test_backups_lie_in_another_region_and_are_kept_for_a_week(plan: Plan) -> None:

@@ -1,5 +1,6 @@
 """Every function has what it needs to run, and may do nothing else."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,6 +53,24 @@ def test_every_topic_of_a_function_is_pushed_to_it_as_it_is_locally(plan: Plan) 
         else:
             assert planned["dead_letter_policy"][0]["max_delivery_attempts"] == subscription.max_attempts
             assert f'google_pubsub_subscription_iam_member.forwarded["{name}"]' in plan
+
+
+def test_cloud_run_takes_the_tokens_that_pushes_show_and_the_door_asks_for_the_same(plan: Plan) -> None:
+    for name, spec in SPECS.items():
+        service = plan[f'google_cloud_run_v2_service.function["{name}"]']
+        asked = {one["name"]: one.get("value") for one in service["template"][0]["containers"][0]["env"]}["PUSH_AUDIENCE"]
+        pushes = [plan[f'google_pubsub_subscription.push["{one.name}"]']["push_config"][0] for one in spec.subscriptions()]
+        assert {push["oidc_token"][0]["audience"] for push in pushes} <= {asked}
+        assert service["custom_audiences"] == [asked]
+
+
+def test_terraform_names_no_revision_that_the_pipeline_has_named() -> None:
+    """A kept name would be given to the next revision too: "already exists", and no apply after the first release."""
+    services = (PROJECT / "infra" / "services.tf").read_text(encoding="utf-8")
+    (ignored,) = re.findall(r"ignore_changes = \[\n(.+?)\n    \]", services, re.DOTALL)
+    lines = {line.strip(" ,") for line in ignored.splitlines()}
+    assert {"template[0].containers[0].image", "traffic"} <= lines
+    assert not [line for line in lines if line.endswith(("template", "template[0]", ".revision"))]
 
 
 def test_an_agent_publishes_to_workflow_events_alone(plan: Plan) -> None:

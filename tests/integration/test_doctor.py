@@ -126,6 +126,20 @@ def test_a_gemini_key_must_look_like_one_and_is_not_shown(find: Find, key: str, 
     assert key not in str(found)
 
 
+def test_the_key_that_signs_is_the_one_that_was_activated_last(find: Find) -> None:
+    for command in (["add"], ["activate", "k1", "--force"]):
+        assert find()["signing secret"]["ok"]
+        assert CliRunner().invoke(cli_app.app, ["keys", *command], prog_name="agent-team").exit_code == 0
+    assert find()["signing secret"]["found"] == "kept in the data folder, signing as k1"
+
+
+def test_keys_in_the_cloud_are_asked_for_there(find: Find) -> None:
+    check = find(SECRETS_FROM="secret-manager", GCP_PROJECT_ID="acme", GOOGLE_APPLICATION_CREDENTIALS="/nowhere")["signing secret"]
+    assert not check["ok"]
+    assert check["found"] == "secret COMM_HMAC_KEYS of project acme needs credentials"
+    assert "gcloud auth application-default login" in check["advice"]
+
+
 def test_a_redis_bus_is_asked(find: Find) -> None:
     with redis_server(password="a-very-secret-word") as server:
         given = {"AGENT_BUS_PROVIDER": "redis", "GUARDS_BACKEND": "memory", "REDIS_URL": server.url}

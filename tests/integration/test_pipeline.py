@@ -1,4 +1,4 @@
-"""The pipeline's steps, run in their order with a gcloud, a docker and an agent-team that play failures."""
+"""The pipeline's steps, run in their order with an apt-get, a docker, a gcloud and an agent-team that play failures."""
 
 import os
 import subprocess
@@ -6,7 +6,6 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from tests.support.gcloud import FakeGcloud
@@ -15,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 BUILD: dict[str, Any] = yaml.safe_load((ROOT / "cloudbuild.yaml").read_text(encoding="utf-8"))
 STEPS: dict[str, dict[str, Any]] = {step["id"]: step for step in BUILD["steps"]}
 SUBSTITUTIONS = {
+    "BUILD_ID": "1f2e3d4c-aaaa-bbbb-cccc-1234567890ab",
     "PROJECT_ID": "p",
     "SHORT_SHA": "abc1234",
     "_REGION": "us-central1",
@@ -31,7 +31,7 @@ def before(step: str) -> set[str]:
 
 
 class Pipeline:
-    """A checkout whose tools are played: what `fails` of `make` and `agent-team` exits with 1."""
+    """A checkout whose tools are played: what `fails` of them exits with 1."""
 
     def __init__(self, folder: Path, fails: str = "") -> None:
         self.gcloud = FakeGcloud(folder, answers={"services describe": '{"status": {"traffic": []}}', "images scan": "scan-1"})
@@ -44,7 +44,7 @@ class Pipeline:
         for program in (
             self._folder / "agent-team",
             self._folder / ".ci" / "run",
-            folder / "bin" / "make",
+            folder / "bin" / "apt-get",
             folder / "bin" / "docker",
         ):
             program.write_text(
@@ -53,14 +53,14 @@ class Pipeline:
             program.chmod(0o755)
         self._ran = folder / "ran"
 
-    def run(self) -> list[str]:
+    def run(self, build: str = SUBSTITUTIONS["BUILD_ID"]) -> list[str]:
         """Run the steps as Cloud Build does, one after the other, and return the ids of those that ended well."""
         order = TopologicalSorter({name: {one for one in step.get("waitFor", ()) if one != "-"} for name, step in STEPS.items()})
         well: list[str] = []
         for name in order.static_order():
             script = self._folder / f"{name}.sh"
             script.write_text(STEPS[name]["script"], encoding="utf-8")
-            environment = {**os.environ, **SUBSTITUTIONS, "PATH": self._path}
+            environment = {**os.environ, **SUBSTITUTIONS, "BUILD_ID": build, "PATH": self._path}
             if subprocess.run(["bash", script], cwd=self._folder, env=environment, capture_output=True, check=False).returncode:
                 break
             well.append(name)
@@ -83,9 +83,35 @@ def test_a_release_goes_through_every_step(tmp_path: Path) -> None:
     assert "agent-team smoke --env staging --url https://a.example" in pipeline.ran()
 
 
-@pytest.mark.parametrize("fails", ["migrate", "setup"])
-def test_a_migration_that_fails_stops_before_anything_is_deployed(tmp_path: Path, fails: str) -> None:
-    pipeline = Pipeline(tmp_path, fails)
+def test_a_commit_that_is_built_again_is_another_release(tmp_path: Path) -> None:
+    """A tag of an image is for good, and so is the name of a revision."""
+    pipeline = Pipeline(tmp_path)
+    pipeline.run()
+    pipeline.run("9a8b7c6d-aaaa-bbbb-cccc-1234567890ab")
+    pushed = [line.rpartition(":")[2] for line in pipeline.ran().splitlines() if line.startswith("docker push")]
+    assert pushed == ["abc1234-1f2e3d", "abc1234-1f2e3d-tools", "abc1234-9a8b7c", "abc1234-9a8b7c-tools"]
+    suffixes = {call[call.index("--revision-suffix") + 1] for call in pipeline.gcloud.calls("run", "deploy")}
+    assert suffixes == {"abc1234-1f2e3d", "abc1234-9a8b7c"}
+
+
+def test_what_served_before_is_kept_though_the_release_fails(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path)
+    pipeline.gcloud.failures["run deploy writer"] = "quota exceeded"
+    pipeline.gcloud.install()
+    assert "deploy" not in pipeline.run()
+    (kept,) = pipeline.gcloud.calls("storage", "cp")
+    assert kept[2:] == ["before.json", "gs://p-terraform-state/releases/abc1234-1f2e3d/before.json"]
+
+
+def test_whoever_uses_the_checkouts_python_runs_in_the_image_that_made_it() -> None:
+    """A .venv holds the path and the version of the Python that it was made with, and the checkout goes from step to step."""
+    users = {name: step for name, step in STEPS.items() if "./agent-team" in step["script"]}
+    assert users.keys() == {"migrate", "verify"}
+    assert {step["name"] for step in users.values()} == {STEPS["check"]["name"]}
+
+
+def test_a_migration_that_fails_stops_before_anything_is_deployed(tmp_path: Path) -> None:
+    pipeline = Pipeline(tmp_path, "migrate")
     well = pipeline.run()
     assert "migrate" not in well
     assert "deploy" not in well

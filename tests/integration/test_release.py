@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,14 +11,19 @@ import pytest
 
 from shared.runtime.spec import load_functions
 from tests.support.gcloud import FakeGcloud, monitoring
+from tests.support.promql import ambiguous
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "release.py"
 SERVICES = {name.replace("_", "-"): name for name in load_functions()}
 IMAGE, TAG = "us-central1-docker.pkg.dev/p/agent-team/agent-team:abc1234", "c-abc1234"
 
 
-def described(revision: str) -> str:
-    return json.dumps({"status": {"traffic": [{"revisionName": revision, "percent": 100}, {"tag": "c-old", "revisionName": "x"}]}})
+PLACEHOLDER = {"containers": [{"image": "us-docker.pkg.dev/cloudrun/container/hello"}]}
+
+
+def described(revision: str, spec: object = None) -> str:
+    traffic = [{"revisionName": revision, "percent": 100}, {"tag": "c-old", "revisionName": "x"}]
+    return json.dumps({"spec": {"template": {"spec": spec or {}}}, "status": {"traffic": traffic}})
 
 
 @pytest.fixture
@@ -85,7 +91,7 @@ def test_the_smoke_test_runs_inside_and_stops_the_release_when_it_fails(gcloud: 
 
 def test_a_good_canary_gets_more_and_more(gcloud: FakeGcloud) -> None:
     state = recorded(gcloud)
-    with monitoring({"response_code_class": 0.4, "latencies": 900.0, "workflow_failed": 2.0}) as (address, asked):
+    with monitoring({"response_code_class": 0.4, "answer_seconds": 900.0, "workflow_failed": 2.0}) as (address, asked):
         done = canary(gcloud, state, address)
     assert done.returncode == 0, done.stderr
     for service in SERVICES:
@@ -93,11 +99,23 @@ def test_a_good_canary_gets_more_and_more(gcloud: FakeGcloud) -> None:
     assert any('revision_name=~".*-abc1234"' in query for query in asked)
 
 
+def test_monitoring_is_asked_only_what_it_can_answer(gcloud: FakeGcloud) -> None:
+    state = recorded(gcloud)
+    with monitoring({}) as (address, asked):
+        assert canary(gcloud, state, address).returncode == 0
+    assert len(asked) >= 3
+    for query in asked:
+        assert not ambiguous(query)
+        # Where nothing was counted a sum is nothing, not 0, and so is all that it is added to: all failed, and nobody noticed.
+        for summand in re.findall(r"\(?sum\(increase\([^()]+\)\)(?: or vector\(0\)\))?", query):
+            assert summand.endswith(" or vector(0))"), query
+
+
 @pytest.mark.parametrize(
     ("values", "reason"),
     [
         ({"response_code_class": 7.5}, "error rate of the new revisions, %: 7.5 is above 5"),
-        ({"latencies": 6100.0}, "latency of the new gateway"),
+        ({"answer_seconds": 6100.0}, "latency of the new gateway"),
         ({"workflow_failed": 45.0}, "workflows that failed, %"),
     ],
 )
@@ -120,6 +138,43 @@ def test_a_canary_that_nobody_can_watch_is_rolled_back(gcloud: FakeGcloud) -> No
     assert done.returncode == 1
     assert "Monitoring did not answer 3 times in a row" in done.stderr
     assert traffic(gcloud, "writer")[-1] == "--to-revisions=writer-old=100"
+
+
+def test_a_function_that_was_never_released_gets_everything_at_once(gcloud: FakeGcloud) -> None:
+    """What would be left to the placeholder is answered with 200 and lost."""
+    gcloud.answers["services describe writer"] = described("writer-00001-abc", PLACEHOLDER)
+    state = recorded(gcloud)
+    assert "writer" not in json.loads(Path(state).read_text(encoding="utf-8"))
+    with monitoring({"response_code_class": 7.5}) as (address, _):
+        assert canary(gcloud, state, address).returncode == 1
+    assert traffic(gcloud, "writer") == [f"--to-tags={TAG}=100"]
+    assert traffic(gcloud, "judge") == [f"--to-tags={TAG}=10", "--to-revisions=judge-old=100"]
+
+
+def test_a_first_release_that_is_bad_says_why(gcloud: FakeGcloud) -> None:
+    for service in SERVICES:
+        gcloud.answers[f"services describe {service}"] = described(f"{service}-00001-abc", PLACEHOLDER)
+    state = recorded(gcloud)
+    with monitoring({"response_code_class": 7.5}) as (address, _):
+        done = canary(gcloud, state, address)
+    assert done.returncode == 1
+    assert "7.5 is above 5" in done.stderr
+    assert "there is nothing to go back to" in done.stderr
+    assert traffic(gcloud, "writer") == [f"--to-tags={TAG}=100"]
+
+
+def test_nobody_goes_back_to_the_placeholder(gcloud: FakeGcloud) -> None:
+    for service in SERVICES:
+        listed = [{"metadata": {"name": f"{service}-old"}}, {"metadata": {"name": f"{service}-00001-abc"}, "spec": PLACEHOLDER}]
+        gcloud.answers[f"revisions list --service {service}"] = json.dumps(listed)
+    done = release(gcloud, "rollback")
+    assert (done.returncode, done.stderr) == (1, "error: there is no revision to go back to\n")
+    assert not gcloud.calls("update-traffic")
+
+
+def test_the_placeholder_is_the_one_that_terraform_makes() -> None:
+    image = PLACEHOLDER["containers"][0]["image"]
+    assert f'image = "{image}"' in (SCRIPT.parents[1] / "infra" / "services.tf").read_text(encoding="utf-8")
 
 
 def test_traffic_that_cannot_be_moved_rolls_back_what_was_moved(gcloud: FakeGcloud) -> None:

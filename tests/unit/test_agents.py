@@ -389,7 +389,6 @@ def test_function_yaml_has_the_shape_that_everybody_reads(agent: str) -> None:
         "memory": "512Mi",
         "timeout_seconds": 300,
         "concurrency": 8,
-        "max_attempts": 5,
         "publishes": ["workflow-events"],
         # Whoever searches documents asks the gateway: no agent reaches the store.
         "secrets": [

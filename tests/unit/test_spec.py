@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
+from shared.bus.policy import backoff_seconds
 from shared.errors import ConfigurationError
 from shared.runtime.spec import FUNCTIONS, FunctionSpec, load_function, load_functions
 
@@ -28,11 +29,19 @@ def test_every_function_folder_has_a_spec_and_a_main() -> None:
 
 @pytest.mark.parametrize("spec", load_functions().values(), ids=lambda spec: spec.name)
 def test_every_spec_can_be_deployed(spec: FunctionSpec) -> None:
-    assert spec.ack_deadline_seconds <= 600
+    assert all(one.ack_deadline_seconds <= 600 for one in spec.subscriptions())
     assert spec.min_backoff_seconds <= spec.max_backoff_seconds
     assert "COMM_HMAC_KEYS" in spec.secrets
     # An agent asks a model, or is code alone.
     assert spec.is_agent == any((FUNCTIONS / spec.name / file).exists() for file in ("prompt.md", "agent.py"))
+
+
+@pytest.mark.parametrize("spec", load_functions().values(), ids=lambda spec: spec.name)
+def test_a_message_outlasts_a_quarter_of_an_hour_without_a_free_instance(spec: FunctionSpec) -> None:
+    """Cloud Run answers 429 then, which is a delivery that failed. A dead letter fails its step for good."""
+    for one in spec.subscriptions():
+        if one.dead_letter_topic is not None:
+            assert sum(backoff_seconds(one, attempt) for attempt in range(1, one.max_attempts)) >= 15 * 60
 
 
 def test_defaults_stand_in_for_what_is_not_said(tmp_path: Path) -> None:
@@ -61,7 +70,8 @@ def test_a_topic_is_subscribed_to_and_schedules_and_requests_are_not(tmp_path: P
         ({"triggers": [{"topic": "NEWS"}]}, "triggers.0.topic"),
         ({"triggers": [{"topic": "news", "sign": False}]}, "triggers.0.sign"),
         ({"memory": "1 GB"}, "memory"),
-        ({"timeout_seconds": 600}, "timeout_seconds"),
+        ({"timeout_seconds": 571}, "timeout_seconds is at most 570 where a trigger is a topic"),
+        ({"timeout_seconds": 3601, "triggers": [{"http": True}]}, "timeout_seconds"),
         ({"timeout_seconds": 0}, "timeout_seconds"),
         ({"concurrency": 0}, "concurrency"),
         ({"max_attempts": 4}, "max_attempts"),
