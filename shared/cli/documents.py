@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Add, list, remove and search the texts that agents may look things up in.", no_args_is_help=True)
 
 _EXAMPLE = "For example: agent-team documents add handbook/ notes.md"
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 
 
 class _File(NamedTuple):
@@ -32,8 +31,8 @@ def add(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Of the document; else the file's name, or its path in the folder.")
     ] = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Keep texts for search, each in place of what was added under its name before."""
     with session(verbose=verbose) as settings:
@@ -50,7 +49,7 @@ def add(
 
 
 @app.command(name="list")
-def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def list_(as_json: Json = False, verbose: Verbose = False) -> None:
     """Every document, by name."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import say, write_json, write_table
@@ -68,8 +67,8 @@ def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The document's name, as `list` shows it.")],
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Forget a document."""
     with session(verbose=verbose) as settings:
@@ -86,8 +85,8 @@ def remove(
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help='Words, "a phrase", or, -not.')],
     limit: Annotated[int, typer.Option(min=1, max=50, help="How many passages.")] = 10,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """The passages that fit best, as agents find them: those with all words or, where there are none, with any of them."""
     with session(verbose=verbose) as settings:

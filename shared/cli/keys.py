@@ -7,6 +7,7 @@ import typer
 
 from shared.cli import signing_keys
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -21,9 +22,6 @@ app.command()(signing_keys.retire)
 app.command()(signing_keys.rotate)
 api = typer.Typer(help="Add, list and revoke keys of the API.", no_args_is_help=True)
 app.add_typer(api, name="api")
-
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 
 
 class ScopeOption(Enum):
@@ -41,8 +39,8 @@ def add(
         ScopeOption,
         typer.Option(help="read: look at everything but dead letters. submit: also start and stop workflows. admin: everything."),
     ] = ScopeOption.SUBMIT,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept. With the first key, the API asks every caller for one."""
     with session(verbose=verbose) as settings:
@@ -57,7 +55,7 @@ def add(
 
 
 @api.command(name="list")
-def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def list_(as_json: Json = False, verbose: Verbose = False) -> None:
     """Every key by name, those that were revoked too; never the keys themselves."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import say, write_json, write_table
@@ -76,8 +74,8 @@ def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
 @api.command()
 def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, as `list` shows it.")],
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Refuse a key from now on; a running gateway notices within 30 seconds. The name is free for another one."""
     with session(verbose=verbose) as settings:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Params, Source, Verbose
 from shared.cli.session import session
 from shared.cli.workflows import complete_name
 
@@ -20,18 +21,8 @@ _LONGEST_ARGUMENT = 128 * 1024 - 1
 
 def publish(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name.", autocompletion=complete_name)],
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE",
-            help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
-    ] = None,
+    source: Source = None,
+    param: Params = None,
     id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The message's id: one that was published before starts nothing.")
     ] = None,
@@ -42,8 +33,8 @@ def publish(
     printed: Annotated[
         bool, typer.Option("--print", help="Publish nothing; print the gcloud commands that would, for machines without this one.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask for a workflow over the bus, past the gateway, and print the id that it will have. Nobody answers: `show` tells."""
     with session(verbose=verbose) as settings:

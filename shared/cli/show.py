@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, checked_id
+from shared.cli.options import Id, UrlOrHere, Verbose, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ Tell = Callable[[dict[str, Any], Mapping[str, str]], None]
 
 def show(
     id: Id,
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
+    url: UrlOrHere = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
     mermaid: Annotated[
         bool, typer.Option("--mermaid", help="Print a Mermaid flowchart of its steps and where each stands.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:

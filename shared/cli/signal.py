@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, Json, checked_id, me
+from shared.cli.options import OR_HERE, Id, Json, Verbose, checked_id, me
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def signal(
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who says so; you when left out.")] = None,
     url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE.replace("Ask", "Tell", 1))] = None,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Tell a step that waits. What it is told first counts; what comes before it waits is kept for it."""
     with session(verbose=verbose) as settings:
