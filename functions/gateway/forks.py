@@ -5,7 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
-from functions.gateway.models import Accepted, ForkRequest, RerunRequest
+from functions.gateway.models import Accepted
 from functions.gateway.problems import (
     BAD_REQUEST,
     CONFLICT,
@@ -17,6 +17,7 @@ from functions.gateway.problems import (
     documented,
     problem,
 )
+from functions.gateway.request_models import ForkRequest, RerunRequest
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import PATH, Id, IdempotencyKey, Live, Traceparent, accepted, request_key, tenant_of, trace_of
 from shared.runtime.travel import Fork, fork, rerun

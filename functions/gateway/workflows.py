@@ -17,7 +17,6 @@ from functions.gateway.models import (
     Accepted,
     HistoryPage,
     Snapshot,
-    SubmitRequest,
     Workflow,
     WorkflowPage,
     WorkflowStatus,
@@ -32,6 +31,7 @@ from functions.gateway.problems import (
     documented,
     problem,
 )
+from functions.gateway.request_models import SubmitRequest
 from functions.gateway.strict import StrictRoute
 from shared.errors import Conflict, NotFound
 from shared.ids import workflow_id
