@@ -56,7 +56,7 @@ def serve(
     """Serve the platform here: API, console and every function. Ctrl-C ends it."""
     with session(verbose=verbose) as settings:
         from shared.local.server import bind
-        from shared.runtime.wiring import tell_sentry
+        from shared.runtime.process import tell_sentry
 
         tell_sentry(settings, server_name="platform")
         provider = settings.agent_bus_provider if bus is None else bus.value
