@@ -7,6 +7,8 @@ import uvloop
 from bench.world import World, chain, fan, open_world
 
 _ROUNDS = 3
+_LENGTHS = {10: 15, 100: 5, 1000: 3}
+"""By the number of steps, how often."""
 
 
 async def _alone(world: World, length: int) -> tuple[float, list[float]]:

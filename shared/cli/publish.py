@@ -12,6 +12,7 @@ from shared.cli.workflows import complete_name
 
 if TYPE_CHECKING:
     from shared.bus import Message
+    from shared.messages import WorkflowRequested
     from shared.runtime import Runtime
 
 _MOST = 100_000
@@ -38,22 +39,11 @@ def publish(
 ) -> None:
     """Ask for a workflow over the bus, past the gateway, and print the id that it will have. Nobody answers: `show` tells."""
     with session(verbose=verbose) as settings:
-        from shared.cli.inputs import find_definition, read_input
         from shared.cli.output import write_json
-        from shared.errors import InputError
-        from shared.messages import WorkflowRequested
         from shared.runtime import Runtime
-        from shared.runtime.requests import check_callback
 
         live = Runtime(settings, serves=("cli",))
-        if workflow.endswith((".yaml", ".yml")):
-            raise InputError(f"whoever takes the message does not have {workflow[:60]!r}; publish takes the name of a workflow")
-        definition = find_definition(live, workflow)
-        given = read_input(
-            definition, source=source, params=param if param is not None else (), max_bytes=settings.max_payload_bytes
-        )
-        check_callback(live, callback_url)
-        wanted = WorkflowRequested(workflow=definition.name, input=given, callback_url=callback_url)
+        wanted = _wanted(live, workflow, source, param, callback_url)
         sender = live.sender("cli")
         messages = [sender.request(wanted, id=one) for one in _ids(live, id, count)]
         requests = [_request(live, message) for message in messages]
@@ -67,6 +57,23 @@ def publish(
         else:
             for request in requests:
                 typer.echo(request["command"] if printed else request["workflow"])
+
+
+def _wanted(
+    live: "Runtime", workflow: str, source: str | None, param: list[str] | None, callback_url: str | None
+) -> "WorkflowRequested":
+    from shared.cli.inputs import find_definition, read_input
+    from shared.errors import InputError
+    from shared.messages import WorkflowRequested
+    from shared.runtime.requests import check_callback
+
+    if workflow.endswith((".yaml", ".yml")):
+        raise InputError(f"whoever takes the message does not have {workflow[:60]!r}; publish takes the name of a workflow")
+    definition = find_definition(live, workflow)
+    params = () if param is None else param
+    given = read_input(definition, source=source, params=params, max_bytes=live.settings.max_payload_bytes)
+    check_callback(live, callback_url)
+    return WorkflowRequested(workflow=definition.name, input=given, callback_url=callback_url)
 
 
 def gcloud_command(message: "Message", *, project: str | None) -> str:
