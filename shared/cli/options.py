@@ -52,6 +52,11 @@ def remote() -> Iterator["Settings"]:
         yield settings
 
 
+def asks_gateway(settings: "Settings", url: str | None) -> bool:
+    """Whether `UrlOrHere` leads to a gateway; else to the database of the settings."""
+    return url is not None or settings.agent_team_url is not None
+
+
 def me() -> str:
     """Who types."""
     import getpass

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import Id, UrlOrHere, Verbose, checked_id
+from shared.cli.options import Id, UrlOrHere, Verbose, asks_gateway, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ async def _show(settings: "Settings", url: str | None, id: str, tell: Tell, *, a
     from shared.cli.client import open_gateway
     from shared.cli.here import open_here
 
-    if url is not None or settings.agent_team_url is not None:
+    if asks_gateway(settings, url):
         async with open_gateway(settings, url) as gateway:
             path = f"/v1/workflows/{id}"
             document = await (gateway.workflow(id, steps=True) if as_json else gateway.ask("GET", path))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, Json, Verbose, checked_id, me
+from shared.cli.options import OR_HERE, Id, Json, Verbose, asks_gateway, checked_id, me
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -33,8 +33,7 @@ def signal(
         from shared.cli.output import printable, write_json
 
         payload = _payload(checked_id(id), name, _decision(approve, reject, amend), data if amend is None else amend, comment, by)
-        is_here = url is None and settings.agent_team_url is None
-        answer = run_async(_here(settings, payload) if is_here else _there(settings, url, payload))
+        answer = run_async(_there(settings, url, payload) if asks_gateway(settings, url) else _here(settings, payload))
         if as_json:
             write_json(answer)
         else:
