@@ -16,22 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and redrive messages that used up their delivery attempts.", no_args_is_help=True)
 
 _SHOWN = (
-    *(
-        "id",
-        "state",
-        "cause",
-        "reason",
-        "last_error",
-        "function",
-        "subscription",
-        "topic",
-        "message_id",
-        "workflow",
-        "step",
-        "attempt",
-    ),
-    *("attempts", "recorded_at", "redriven_at", "redrive_count", "blocked", "size_bytes", "attributes", "data"),
-)
+    "id", "state", "cause", "reason", "last_error", "function", "subscription", "topic", "message_id", "workflow", "step",
+    "attempt", "attempts", "recorded_at", "redriven_at", "redrive_count", "blocked", "size_bytes", "attributes", "data"
+)  # fmt: skip
 
 _Cause = Annotated[
     str | None, typer.Option("--cause", metavar="CAUSE", help="Only this cause, or all that begin with it: store, rejected, …")
@@ -60,8 +47,12 @@ def list_(
         from shared.cli.output import say, write_json
 
         given = {
-            **{"cause": cause, "function": function, "workflow": workflow, "state": _state(state)},
-            **{"since": _moment("--since", since), "until": _moment("--until", until)},
+            "cause": cause,
+            "function": function,
+            "workflow": workflow,
+            "state": _state(state),
+            "since": _moment("--since", since),
+            "until": _moment("--until", until),
         }
         wanted = {name: value for name, value in given.items() if value is not None}
         page = run_async(_list(settings, url, wanted, cursor, limit))
