@@ -1,1 +1,1 @@
-"""Benchmarks: each module measures one thing with `run() -> dict[str, float]`; `python -m bench` runs them all."""
+"""Benchmarks: each module measures one thing with `run() -> dict[str, float]`; `python -m bench [NAME …]` runs them."""

@@ -152,8 +152,3 @@ def run() -> dict[str, float]:
         done = subprocess.run([sys.executable, "-c", _MEASURE, str(port), str(pid)], stdout=subprocess.PIPE, text=True, check=True)
     figures: dict[str, float] = json.loads(done.stdout)
     return figures
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:32} {value:12.3f}")

@@ -54,8 +54,3 @@ def run() -> dict[str, float]:
         "bus.us_per_bare_task": bare / _MESSAGES * 1e6,
         "bus.us_over_bare_task": (free - bare) / _MESSAGES * 1e6,
     }
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:28} {value:12,.1f}")

@@ -148,8 +148,3 @@ def _answer(process: "subprocess.Popen[bytes]", port: int, path: str, body: dict
         connection.close()
         return status
     return 0
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:32} {value:10,.1f}")

@@ -173,10 +173,4 @@ async def _run() -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Milliseconds of a call and of what the gateway adds to it, with guards in memory and over Redis."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run())
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:44} {value:12,.3f}")
+    return uvloop.run(_run())

@@ -83,10 +83,4 @@ async def _firestore() -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Microseconds for the three together, and single operations a second, for 1, 10 and 100 callers at once."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_run())
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:44} {value:12,.1f}")
+    return uvloop.run(_run())

@@ -31,8 +31,3 @@ def _milliseconds(statement: str) -> float:
     started = perf_counter()
     subprocess.run(command, cwd=_ROOT, check=True, timeout=60)
     return (perf_counter() - started) * 1000
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:24} {value:8}")

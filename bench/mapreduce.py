@@ -85,10 +85,4 @@ async def _measure() -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Medians of the rounds; what is wanted is a growth of at most 1.2 and a fan-in of at least half the linear case."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure())
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:40} {value:12.3f}")
+    return uvloop.run(_measure())

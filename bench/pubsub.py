@@ -61,8 +61,3 @@ def run() -> dict[str, float]:
         return {}
     with pubsub.emulator() as address:
         return asyncio.run(_figures(address))
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:40} {value:12,.2f}")

@@ -79,8 +79,3 @@ def run() -> dict[str, float]:
         "redis_bus.alone_p50_us": alone[49],
         "redis_bus.alone_p99_us": alone[98],
     }
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:40} {value:12,.1f}")

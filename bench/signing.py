@@ -66,8 +66,3 @@ def run() -> dict[str, float]:
         "open 1 KB": (lambda: open_envelope(_TOPIC, data, attributes, ring=ring, now=_NOW, max_bytes=_MAX_BYTES), 10_000),
     }
     return {name: _microseconds(*call) for name, call in calls.items()}
-
-
-if __name__ == "__main__":
-    for name, figure in run().items():
-        print(f"{name:34} {figure:8.2f} µs")

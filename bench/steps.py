@@ -1,6 +1,5 @@
 """End to end with an agent that does nothing: signatures, claims, durable commits and logs included."""
 
-import asyncio
 from statistics import median, quantiles
 
 import uvloop
@@ -8,6 +7,8 @@ import uvloop
 from bench.world import World, chain, fan, open_world
 
 _ROUNDS = 3
+_LENGTHS = {10: 15, 100: 5, 1000: 3}
+"""By the number of steps, how often."""
 
 
 async def _alone(world: World, length: int) -> tuple[float, list[float]]:
@@ -37,15 +38,6 @@ async def _measure() -> dict[str, float]:
     }
 
 
-_LENGTHS = {10: 15, 100: 5, 1000: 3}
-
-
 def run() -> dict[str, float]:
     """Medians: steps a second for 200 workflows of 10 steps, milliseconds a step for one workflow alone."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure())
-
-
-if __name__ == "__main__":
-    for name, value in run().items():
-        print(f"{name:32} {value:12.3f}")
+    return uvloop.run(_measure())

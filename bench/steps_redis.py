@@ -95,7 +95,7 @@ async def _fleet() -> AsyncIterator[_Fleet]:
         variables["DATABASE_URL"] = runtime.database_url
         await migrations.migrate(runtime.database_url)
         runtime.definitions.clear()
-        command = [sys.executable, "-m", "bench.steps_redis", "worker", folder]
+        command = [sys.executable, "-m", "bench.steps_redis", folder]
         environment = {**os.environ, **variables}
         workers = [_start([*command, role], environment) for role in _ROLES]
         connection = await asyncpg.connect(runtime.database_url)
@@ -125,14 +125,8 @@ async def _measure() -> dict[str, float]:
 
 def run() -> dict[str, float]:
     """Medians: steps a second for 200 workflows of 10 steps, milliseconds a step for one workflow alone."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_measure())
+    return uvloop.run(_measure())
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["worker"]:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as worker_runner:
-            worker_runner.run(_work(*sys.argv[2:]))
-    else:
-        for name, value in run().items():
-            print(f"{name:32} {value:12.3f}")
+    uvloop.run(_work(*sys.argv[1:]))  # one of the fleet's workers

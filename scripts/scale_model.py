@@ -78,10 +78,8 @@ def limits(settings: Settings) -> list[Limit]:
     orchestrators, gateways = settings.other_instances * EVENTS_A_CORE, settings.other_instances * POSTS_A_CORE
     in_use = instances(1.0)
     return [
-        Limit(
-            "model: requests a day", settings.calls_a_day / DAY, ALL_CALLS, "the model's daily quota", "R2.1; shared/ai/catalog.py"
-        ),
-        Limit("model: requests a second", settings.qps, ALL_CALLS, "AI_RATE_QPS, with the quota behind it", "R2.1"),
+        Limit("model: requests a day", settings.calls_a_day / DAY, ALL_CALLS, "the model's daily quota", "shared/ai/catalog.py"),
+        Limit("model: requests a second", settings.qps, ALL_CALLS, "AI_RATE_QPS, with the quota behind it", "shared/ai/catalog.py"),
         Limit(
             "model: tokens a minute",
             settings.tokens_a_minute / 60,
@@ -162,7 +160,7 @@ def simulate(settings: Settings, asked: Sequence[int]) -> Outcome:
     begun = [0]  # by the end of each second, as are all of these sums
     begun_area = [0.0]
     arrived = ended = most_running = 0
-    calls = tokens = most_calls = 0.0
+    calls = most_calls = 0.0
     binding: dict[str, int] = {}
     for second, count in enumerate(asked):
         arrived += count
@@ -172,11 +170,11 @@ def simulate(settings: Settings, asked: Sequence[int]) -> Outcome:
         # A workflow asks for its calls evenly over its path, and for none faster.
         window = begun_area[-1] - begun_area[max(0, len(begun_area) - 1 - PATH_SECONDS)]
         wanted = ALL_CALLS * window / PATH_SECONDS - calls
-        tokens = min(settings.qps, flow.workflows_a_second * ALL_CALLS)
+        most = min(settings.qps, flow.workflows_a_second * ALL_CALLS)
         left_today = settings.calls_a_day - calls
-        given = max(0.0, min(wanted, tokens, left_today))
+        given = max(0.0, min(wanted, most, left_today))
         if given < wanted - 1e-6:
-            short = "model: requests a day" if left_today <= tokens else _slower(settings, flow)
+            short = "model: requests a day" if left_today <= most else _slower(settings, flow)
             binding[short] = binding.get(short, 0) + 1
         elif start < arrived:
             binding["running workflows"] = binding.get("running workflows", 0) + 1

@@ -1,4 +1,4 @@
-"""docs/settings.md: every variable with its default and meaning, from shared/config.py and the comments of .env.example.
+"""docs/settings.md: every variable with its default and meaning, from shared/config and the comments of .env.example.
 
 `make docs` writes it, and a test holds it to both.
 """
@@ -17,7 +17,7 @@ _KEY_VARIABLE: Final = "COMM_HMAC_KEY_<NAME>"
 _ALIAS: Final = "APP_ENV"
 _HEAD: Final = """# Settings
 
-Every environment variable of the platform. A page that is made: `make docs` writes it from `shared/config.py` and the comments of
+Every environment variable of the platform. A page that is made: `make docs` writes it from `shared/config` and the comments of
 [`.env.example`](../.env.example). Blank means unset, and the environment wins over a `.env` file. All mistakes are reported at once
 when a process starts, and `./agent-team doctor` tells what is set up. "Required" means required when `NODE_ENV` is `production`.
 

@@ -31,45 +31,48 @@ def _handlers(live: Runtime) -> Handlers:
         if envelope is not None:
             bind_task(workflowId=envelope.correlationid)
         with span("queue.process", "dead_letter", parent=parent):
-            return await record(delivery, topic, function, envelope, flaw)
-
-    async def record(delivery: Delivery, topic: str, function: str, envelope: Envelope | None, flaw: str) -> Outcome:
-        error = None if envelope is None else await noted_failure(live.guards.cache, claim_key(function, envelope))
-        reason = flaw or (EXHAUSTED if error is not None or topic in UNSIGNED_TOPICS else NOTHING_HEARD)
-        letter: dict[str, Any] = {
-            "message_id": delivery.message_id if envelope is None else envelope.id,
-            "subscription": delivery.attributes.get(f"{_SOURCE}Subscription", ""),
-            "topic": topic,
-            "function": function,
-            "attempts": _count(delivery.attributes.get(f"{_SOURCE}DeliveryCount")),
-            "reason": reason,
-            "cause": cause_of(reason, error),
-            "last_error": error,
-            "redrive": _count(delivery.attributes.get(NUMBER)),
-            "data": base64.b64encode(delivery.data).decode(),
-            "attributes": dict(delivery.attributes),
-            **({} if envelope is None else _about(envelope)),
-        }
-        try:
-            await live.store.letters.record(letter)
-        except ConfigurationError:
-            raise  # somebody will put it right; until then the message waits on the bus
-        except Permanent as refusal:
-            _log.error("dead letter %s cannot be recorded", delivery.message_id, extra={"error": describe_error(refusal)})
-            return Outcome.ACK
-        metrics.count("dead_letter.count")
-        fields = {
-            "subscription": letter["subscription"],
-            "messageId": letter["message_id"],
-            "reason": letter["cause"],
-            "status": "dead",
-        }
-        _log.error("dead letter", extra=fields)
-        if envelope is not None and isinstance(envelope.data, StepDispatched):
-            await _fail_step(live, function, envelope, envelope.data)
+            error = None if envelope is None else await noted_failure(live.guards.cache, claim_key(function, envelope))
+            reason = flaw or (EXHAUSTED if error is not None or topic in UNSIGNED_TOPICS else NOTHING_HEARD)
+            letter = {
+                "message_id": delivery.message_id if envelope is None else envelope.id,
+                "subscription": subscription,
+                "topic": topic,
+                "function": function,
+                "attempts": _count(delivery.attributes.get(f"{_SOURCE}DeliveryCount")),
+                "reason": reason,
+                "cause": cause_of(reason, error),
+                "last_error": error,
+                "redrive": _count(delivery.attributes.get(NUMBER)),
+                "data": base64.b64encode(delivery.data).decode(),
+                "attributes": dict(delivery.attributes),
+                **({} if envelope is None else _about(envelope)),
+            }
+            recorded = await _record(live, letter, delivery.message_id)
+            if recorded and envelope is not None and isinstance(envelope.data, StepDispatched):
+                await _fail_step(live, function, envelope, envelope.data)
         return Outcome.ACK
 
     return {"dead-letters": handle}
+
+
+async def _record(live: Runtime, letter: dict[str, Any], message_id: str) -> bool:
+    """Whether the state has the letter now. One that it refuses for good is in the log alone."""
+    try:
+        await live.store.letters.record(letter)
+    except ConfigurationError:
+        raise  # somebody will put it right; until then the message waits on the bus
+    except Permanent as refusal:
+        _log.error("dead letter %s cannot be recorded", message_id, extra={"error": describe_error(refusal)})
+        return False
+    metrics.count("dead_letter.count")
+    fields = {
+        "subscription": letter["subscription"],
+        "messageId": letter["message_id"],
+        "reason": letter["cause"],
+        "status": "dead",
+    }
+    _log.error("dead letter", extra=fields)
+    return True
 
 
 async def _fail_step(live: Runtime, function: str, envelope: Envelope, order: StepDispatched) -> None:

@@ -1,6 +1,5 @@
 """The gateway's application: routes, limits and documentation, put together around one runtime."""
 
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -74,12 +73,14 @@ def create_app(live: Runtime) -> FastAPI:
     for router in (workflows, outputs, events, forks, signals, pauses, tasks, dead_letters, documents, schedules):
         app.include_router(router, responses=_GUARDED)
     add_approvals(app, live)
-    _add_platform_routes(app, live, callers)
+    _add_health(app, live, callers)
+    _add_metrics(app, live)
+    _add_pages(app)
     describe(app, live)
     return app
 
 
-def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
+def _add_health(app: FastAPI, live: Runtime, callers: Callers) -> None:
     started = live.clock.monotonic()
 
     async def health() -> Response:
@@ -98,20 +99,17 @@ def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
             told = {name: told[name] for name in ("status", "checks")}
         return Response(orjson.dumps(told), 200 if report.healthy else 503, media_type="application/json")
 
+    app.add_api_route("/health", health, response_model=Health, tags=["platform"])
+    unready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "A check is unhealthy"}}
+    app.add_api_route("/health/ready", ready, response_model=Ready, responses=unready, tags=["platform"])
+
+
+def _add_metrics(app: FastAPI, live: Runtime) -> None:
     async def show_metrics() -> Response:
         """Metrics of this instance in Prometheus' text format."""
         await note_queued(live)
         return Response(metrics.text(), headers={"content-type": METRICS_CONTENT_TYPE})
 
-    async def show_console() -> Response:
-        return console()
-
-    async def show_documentation() -> Response:
-        return documentation(openapi_url=_OPENAPI, title=app.title)
-
-    app.add_api_route("/health", health, response_model=Health, tags=["platform"])
-    unready: dict[int | str, dict[str, Any]] = {503: {"model": Ready, "description": "A check is unhealthy"}}
-    app.add_api_route("/health/ready", ready, response_model=Ready, responses=unready, tags=["platform"])
     text: dict[int | str, dict[str, Any]] = {200: {"content": {METRICS_CONTENT_TYPE: {"schema": {"type": "string"}}}}}
     app.add_api_route(
         "/metrics",
@@ -121,6 +119,14 @@ def _add_platform_routes(app: FastAPI, live: Runtime, callers: Callers) -> None:
         tags=["platform"],
         dependencies=[Depends(allowed("read"))],
     )
-    pages: dict[str, Callable[[], Awaitable[Response]]] = {"/": show_console, "/docs": show_documentation}
-    for path, show in pages.items():
-        app.add_api_route(path, show, include_in_schema=False)
+
+
+def _add_pages(app: FastAPI) -> None:
+    async def show_console() -> Response:
+        return console()
+
+    async def show_documentation() -> Response:
+        return documentation(openapi_url=_OPENAPI, title=app.title)
+
+    app.add_api_route("/", show_console, include_in_schema=False)
+    app.add_api_route("/docs", show_documentation, include_in_schema=False)

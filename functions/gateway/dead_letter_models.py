@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, WHOLE, Part
+from functions.gateway.models import EXAMPLE_ID, EXAMPLE_MOMENT, Part
+from functions.gateway.request_models import WHOLE
 from shared.messages.payloads import Name
 from shared.runtime.redrive import DEFAULT_RATE, MAX_RATE, PAGE
 from shared.state import LetterState

@@ -5,18 +5,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
-from functions.gateway.models import Accepted, ForkRequest, RerunRequest
+from functions.gateway.models import Accepted
 from functions.gateway.problems import (
     BAD_REQUEST,
     CONFLICT,
     INVALID,
     NOT_FOUND,
-    SWITCHED_OFF,
     TOO_LARGE,
     UNSUPPORTED,
     documented,
     problem,
+    switched_off,
 )
+from functions.gateway.request_models import ForkRequest, RerunRequest
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import PATH, Id, IdempotencyKey, Live, Traceparent, accepted, request_key, tenant_of, trace_of
 from shared.runtime.travel import Fork, fork, rerun
@@ -45,7 +46,7 @@ async def fork_workflow(
     usage. The answer's links are the new workflow's.
     """
     if not live.settings.orch_enabled:
-        return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
+        return switched_off()
     given = ForkRequest() if wanted is None else wanted
     trace = trace_of(traceparent)
     with use_trace(trace):
@@ -74,7 +75,7 @@ async def rerun_workflow(
     Asked again while it goes on, nothing more happens. To ask again safely however it ends, send an `Idempotency-Key`.
     """
     if not live.settings.orch_enabled:
-        return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
+        return switched_off()
     answer = await rerun(
         live,
         id,

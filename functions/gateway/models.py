@@ -1,18 +1,14 @@
-"""What the API takes and gives, as its documentation shows it.
+"""What the API answers, as its documentation shows it. What it takes is in `request_models`.
 
 Answers come from the state as they are; a test holds them to these models.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
-from shared.messages import Budget, PromptUsed, Usage, WorkflowRequested
-from shared.messages.payloads import CallbackUrl, Name, StepId, WorkflowId
-from shared.workflows.definitions import LARGEST_BUDGET
-
-MAX_INPUT_FIELDS = 1000
-"""No definition has as many; more of them would only cost the time to list each as unknown."""
+from shared.messages import PromptUsed, Usage
+from shared.messages.payloads import Name, StepId, WorkflowId
 
 WorkflowStatus = Literal["QUEUED", "RUNNING", "WAITING", "SUCCESS", "FAILED", "CANCELLED"]
 StepStatus = Literal["PENDING", "RUNNING", "WAITING", "SUCCESS", "FAILED", "SKIPPED", "CANCELLED"]
@@ -21,114 +17,10 @@ EXAMPLE_MOMENT = "2026-11-24T09:30:00Z"
 EXAMPLE_USAGE = {"model_calls": 3, "input_tokens": 2100, "output_tokens": 510, "cost_microdollars": 6765}
 
 
-def _whole(given: Any) -> Any:
-    # JSON has one kind of number: 3.0 is 3.
-    return int(given) if isinstance(given, float) and given.is_integer() else given
-
-
-WHOLE = BeforeValidator(_whole)
-"""Makes an `int` of a body that is read strictly, where text and booleans are none, take 3.0 too. Limits stand before it."""
-
-
 class Part(BaseModel):
     """What answers and bodies are made of."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class OwnBudget(Budget):
-    """Limits of one run; those that are left out or null stay as they are."""
-
-    model_config = ConfigDict(strict=True)
-
-    max_steps: Annotated[int, Field(ge=1, le=LARGEST_BUDGET["max_steps"]), WHOLE] | None = Field(
-        default=None,
-        description="Steps, those that are added on the way included.",
-        examples=[50],
-    )
-    max_tokens: Annotated[int, Field(ge=0, le=LARGEST_BUDGET["max_tokens"]), WHOLE] | None = Field(
-        default=None, description="Tokens in and out, of all steps.", examples=[200_000]
-    )
-    max_cost_usd: float | None = Field(
-        default=None, ge=0, le=LARGEST_BUDGET["max_cost_usd"], description="Dollars, by the models' list prices.", examples=[0.5]
-    )
-    deadline_seconds: float | None = Field(
-        default=None,
-        gt=0,
-        le=LARGEST_BUDGET["deadline_seconds"],
-        description="Counted from the start of the first step.",
-        examples=[900],
-    )
-
-
-class SubmitRequest(WorkflowRequested):
-    """A workflow to run."""
-
-    model_config = ConfigDict(strict=True)
-
-    workflow: Annotated[Name, Field(description="The definition to run.", examples=["report"])]
-    input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
-        default_factory=dict, description="The fields that the definition takes.", examples=[{"brief": "Why do ferries run late?"}]
-    )
-    budget: OwnBudget = Field(default=OwnBudget(), description="Limits that replace the definition's.")
-    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
-        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
-    )
-    callback_url: CallbackUrl | None = Field(
-        default=None,
-        description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
-        "An http or https address on the public internet.",
-        examples=["https://example.org/hooks/agent-team"],
-        json_schema_extra={"format": "public-url"},
-    )
-
-
-class TaskRequest(Part):
-    """Work for one agent."""
-
-    model_config = ConfigDict(strict=True)
-
-    input: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
-        description="What the agent's prompt takes.", examples=[{"brief": "Why do ferries run late?"}]
-    )
-    budget: OwnBudget = Field(
-        default=OwnBudget(), description="Limits in place of 50 steps, 200,000 tokens, 1 dollar and an hour.", examples=[{}]
-    )
-    priority: Annotated[int, Field(ge=-100, le=100), WHOLE] = Field(
-        default=0, description="Where others wait for a slot too, the highest comes first.", examples=[0]
-    )
-    callback_url: CallbackUrl | None = Field(
-        default=None,
-        description="Where the end is told: a signed POST (standardwebhooks.com), again and again until it is accepted. "
-        "An http or https address on the public internet.",
-        examples=["https://example.org/hooks/agent-team"],
-        json_schema_extra={"format": "public-url"},
-    )
-
-
-class ForkRequest(Part):
-    """From where, and with which changes, a workflow runs once more."""
-
-    model_config = ConfigDict(strict=True)
-
-    at: Annotated[int, Field(ge=1, lt=2**31), WHOLE] | None = Field(
-        default=None, description="The `seq` of a history entry; the last one when left out.", examples=[12]
-    )
-    params: Annotated[dict[str, Any], Field(max_length=MAX_INPUT_FIELDS)] = Field(
-        default_factory=dict,
-        description="Input fields that change. Every step that they had a part in runs again.",
-        examples=[{"brief": "Why do ferries to Mull run late?"}],
-    )
-
-
-class RerunRequest(Part):
-    """Which step to go on from."""
-
-    model_config = ConfigDict(strict=True)
-
-    step: StepId | None = Field(
-        default=None, description="To be sure: refused when another one failed the workflow.", examples=["draft"]
-    )
 
 
 class Links(Part):

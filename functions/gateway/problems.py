@@ -95,6 +95,11 @@ def failed() -> Response:
     return problem(FAILED, "something went wrong here; the log says what")
 
 
+def switched_off() -> Response:
+    """The answer to what would start or resume a workflow where `ORCH_ENABLED` is false."""
+    return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
+
+
 def handle_errors(app: FastAPI) -> None:
     """Make `app` answer every error with a problem document, but those that nobody expected."""
     # Starlette's types know no handlers of narrower errors: https://github.com/encode/starlette/pull/2403.

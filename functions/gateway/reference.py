@@ -37,7 +37,7 @@ Json = dict[str, Any]
 def reference(document: Json) -> str:
     """The page for an OpenAPI document."""
     schemas = document["components"]["schemas"]
-    parts = [_HEAD % json.dumps(_example({"$ref": "#/components/schemas/Problem"}, schemas), indent=2), _contents(document)]
+    parts = [_HEAD % json.dumps(example_of(document, "Problem"), indent=2), _contents(document)]
     for path, method, operation in _operations(document):
         parts.append("\n\n".join(_operation(path, method, operation, schemas)))
     parts.append("\n\n".join(_models(schemas)))

@@ -7,8 +7,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from functions.gateway.auth import allowed
-from functions.gateway.models import Accepted, TaskRequest
+from functions.gateway.models import Accepted
 from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, TOO_LARGE, UNSUPPORTED, documented
+from functions.gateway.request_models import TaskRequest
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import IdempotencyKey, Live, Traceparent, request_key, start, tenant_of, trace_of
 from shared.ids import workflow_id

@@ -17,7 +17,6 @@ from functions.gateway.models import (
     Accepted,
     HistoryPage,
     Snapshot,
-    SubmitRequest,
     Workflow,
     WorkflowPage,
     WorkflowStatus,
@@ -26,12 +25,12 @@ from functions.gateway.problems import (
     BAD_REQUEST,
     INVALID,
     NOT_FOUND,
-    SWITCHED_OFF,
     TOO_LARGE,
     UNSUPPORTED,
     documented,
-    problem,
+    switched_off,
 )
+from functions.gateway.request_models import SubmitRequest
 from functions.gateway.strict import StrictRoute
 from shared.errors import Conflict, NotFound
 from shared.ids import workflow_id
@@ -95,7 +94,7 @@ async def submit(
 ) -> Response:
     """Start a workflow. It is durable by the time of the answer, and goes on whatever happens to this instance."""
     if not live.settings.orch_enabled:
-        return problem(SWITCHED_OFF, "workflows are switched off here; the operator can set ORCH_ENABLED=true")
+        return switched_off()
     trace = trace_of(traceparent)
     event = request_event(
         live,

@@ -1,6 +1,6 @@
 """What is known of models: how much of each may be used, and what it costs. Data; whoever reads this mends it here.
 
-Limits of the first three are the operators' own (REQUIREMENTS R2.1 to R2.3). Google shows a project's limits only in AI Studio
+Limits of the first three are the operators' own. Google shows a project's limits only in AI Studio
 (https://ai.google.dev/gemini-api/docs/rate-limits), so every other model has those of its class in the lowest paid tier, as they
 were last published. A project in a higher tier may be allowed more. Days end at midnight Pacific time.
 

@@ -6,17 +6,11 @@ By gRPC status: https://cloud.google.com/pubsub/docs/reference/error-codes. The 
 from typing import Final
 
 from google.api_core import exceptions as google
-from google.auth import exceptions as auth
 
 from shared.errors import AgentTeamError, BusUnavailable, ConfigurationError, InputError
+from shared.google_errors import ANOTHER_SERVICE, LOG_IN, lacks_credentials
 
 _REFUSED: Final = (google.InvalidArgument, google.OutOfRange)
-_NOT_PUBSUB: Final = (
-    google.Redirection,
-    google.MethodNotAllowed,
-    google.MethodNotImplemented,
-    google.AsyncRestUnsupportedParameterError,
-)
 
 
 def translate(error: Exception, where: str, role: str) -> AgentTeamError:
@@ -32,13 +26,11 @@ def translate(error: Exception, where: str, role: str) -> AgentTeamError:
             return ConfigurationError(f"{where} does not exist; create it with `terraform apply`, or correct GCP_PROJECT_ID")
         case google.Forbidden():
             return ConfigurationError(f"{where} refuses this service account; grant it {role} with `terraform apply`")
-        case google.Unauthorized() | auth.DefaultCredentialsError() | auth.RefreshError() if not _passes(error):
-            return ConfigurationError(
-                f"{where} needs credentials; run as a service account, or `gcloud auth application-default login`"
-            )
+        case _ if lacks_credentials(error):
+            return ConfigurationError(f"{where} needs credentials; {LOG_IN}")
         case google.FailedPrecondition():
             return ConfigurationError(f"{where} cannot be used like this ({name}); what is pushed cannot be pulled as well")
-        case _ if isinstance(error, _NOT_PUBSUB):
+        case _ if isinstance(error, ANOTHER_SERVICE):
             return ConfigurationError(f"{where} does not answer as Pub/Sub does ({name}); check PUBSUB_EMULATOR_HOST")
         case _ if isinstance(error, _REFUSED):
             return InputError(
@@ -47,8 +39,3 @@ def translate(error: Exception, where: str, role: str) -> AgentTeamError:
             )
         case _:
             return BusUnavailable(f"{where} cannot be reached or refuses work ({name})")
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the credentials' own service failed in passing."""
-    return isinstance(error, auth.GoogleAuthError) and bool(error.retryable)

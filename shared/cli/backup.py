@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Verbose
 from shared.cli.session import session, told_plainly
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def backup(
             "--to", metavar="PLACE", help="gs://bucket/prefix, a folder or a file; backups/ in AGENT_TEAM_HOME when left out."
         ),
     ] = None,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Back up the database of DATABASE_URL, or else the embedded one, while it works: one snapshot, read back and compared.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE
+from shared.cli.options import Json, UrlOrHere, Verbose
 from shared.cli.session import FAILURE, session
 
 if TYPE_CHECKING:
@@ -16,22 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, show and redrive messages that used up their delivery attempts.", no_args_is_help=True)
 
 _SHOWN = (
-    *(
-        "id",
-        "state",
-        "cause",
-        "reason",
-        "last_error",
-        "function",
-        "subscription",
-        "topic",
-        "message_id",
-        "workflow",
-        "step",
-        "attempt",
-    ),
-    *("attempts", "recorded_at", "redriven_at", "redrive_count", "blocked", "size_bytes", "attributes", "data"),
-)
+    "id", "state", "cause", "reason", "last_error", "function", "subscription", "topic", "message_id", "workflow", "step",
+    "attempt", "attempts", "recorded_at", "redriven_at", "redrive_count", "blocked", "size_bytes", "attributes", "data"
+)  # fmt: skip
 
 _Cause = Annotated[
     str | None, typer.Option("--cause", metavar="CAUSE", help="Only this cause, or all that begin with it: store, rejected, …")
@@ -39,12 +26,6 @@ _Cause = Annotated[
 _Function = Annotated[str | None, typer.Option("--function", metavar="NAME", help="Only what this function gave up.")]
 _Since = Annotated[str | None, typer.Option("--since", metavar="TIME", help="Only what was recorded since: 2026-01-31T12:00Z.")]
 _Until = Annotated[str | None, typer.Option("--until", metavar="TIME", help="Only what was recorded before.")]
-_Url = Annotated[
-    str | None,
-    typer.Option("--url", metavar="URL", help=OR_HERE),
-]
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 
 
 @app.command(name="list")
@@ -57,17 +38,21 @@ def list_(
     until: _Until = None,
     cursor: Annotated[int | None, typer.Option(metavar="ID", min=1, help="Only those older than this one.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=200, help="How many.")] = 50,
-    url: _Url = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """The newest dead letters first."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import say, write_json
 
         given = {
-            **{"cause": cause, "function": function, "workflow": workflow, "state": _state(state)},
-            **{"since": _moment("--since", since), "until": _moment("--until", until)},
+            "cause": cause,
+            "function": function,
+            "workflow": workflow,
+            "state": _state(state),
+            "since": _moment("--since", since),
+            "until": _moment("--until", until),
         }
         wanted = {name: value for name, value in given.items() if value is not None}
         page = run_async(_list(settings, url, wanted, cursor, limit))
@@ -86,9 +71,9 @@ def list_(
 def show(
     id: Annotated[int, typer.Argument(metavar="ID", min=1, help="The letter's number.")],
     data: Annotated[bool, typer.Option("--data", help="Show the message itself, too.")] = False,
-    url: _Url = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """One dead letter: what it was, why it failed, and whether it can be redriven."""
     with session(verbose=verbose) as settings:
@@ -115,9 +100,9 @@ def redrive(
     ] = False,
     rate: Annotated[float | None, typer.Option(metavar="N", help="Letters per second; 10 when left out.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without this only what would be done is told.")] = False,
-    url: _Url = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Send dead letters again, each to the subscription that gave it up. A dry run without --yes.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, checked_id
+from shared.cli.options import Json, UrlOrHere, Verbose, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -17,9 +17,9 @@ _HEADS = ("step", "status", "status there", "calls", "calls there", "cost", "cos
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A workflow's id.")],
     second: Annotated[str, typer.Argument(metavar="B", help="Another's.")],
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Two workflows side by side: the steps that differ, where their outputs do, and what each run used."""
     with session(verbose=verbose) as settings:

@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
-    from shared.config import Settings
+    from shared.runtime import Runtime
 
 app = typer.Typer(help="Add, list, remove and search the texts that agents may look things up in.", no_args_is_help=True)
 
 _EXAMPLE = "For example: agent-team documents add handbook/ notes.md"
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 
 
 class _File(NamedTuple):
@@ -32,15 +30,16 @@ def add(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Of the document; else the file's name, or its path in the folder.")
     ] = None,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Keep texts for search, each in place of what was added under its name before."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import say, write_json
 
         chosen = _chosen(files, name)
-        added, passed_over = run_async(_add(settings, chosen, tell=_ignore if as_json else _tell))
+        added, passed_over = run_here(settings, lambda live: _add(live, chosen, tell=_ignore if as_json else _tell))
         for reason in passed_over:
             say(f"passed over: {reason}", style="dim")
         if as_json:
@@ -50,12 +49,13 @@ def add(
 
 
 @app.command(name="list")
-def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def list_(as_json: Json = False, verbose: Verbose = False) -> None:
     """Every document, by name."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import say, write_json, write_table
 
-        found = run_async(_list(settings))
+        found = run_here(settings, lambda live: live.store.list_documents())
         if as_json:
             write_json({"items": found})
         elif not found:
@@ -68,14 +68,15 @@ def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The document's name, as `list` shows it.")],
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Forget a document."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import write_json
 
-        run_async(_remove(settings, name))
+        run_here(settings, lambda live: live.store.remove_document(name))
         if as_json:
             write_json({"removed": name})
         else:
@@ -86,14 +87,15 @@ def remove(
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help='Words, "a phrase", or, -not.')],
     limit: Annotated[int, typer.Option(min=1, max=50, help="How many passages.")] = 10,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """The passages that fit best, as agents find them: those with all words or, where there are none, with any of them."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import say, write_json
 
-        found = run_async(_search(settings, query, limit))
+        found = run_here(settings, lambda live: live.store.search_documents(query, limit))
         if as_json:
             write_json({"items": found})
         elif not found:
@@ -102,49 +104,24 @@ def search(
             _show(found)
 
 
-async def _add(
-    settings: "Settings", chosen: list[_File], *, tell: Callable[[str, str], None]
-) -> tuple[list[dict[str, Any]], list[str]]:
-    from shared.cli.here import open_here
+async def _add(live: "Runtime", chosen: list[_File], *, tell: Callable[[str, str], None]) -> tuple[list[dict[str, Any]], list[str]]:
     from shared.errors import InputError
     from shared.state import document
 
     added: list[dict[str, Any]] = []
     passed_over: list[str] = []
-    async with open_here(settings) as live:
-        for file in chosen:
-            try:
-                known = document(file.name, _read(file.path))
-            except InputError as error:
-                if file.was_named:
-                    raise
-                passed_over.append(str(error))
-                continue
-            outcome = await live.store.put_document(known)
-            added.append({"name": known.name, "outcome": outcome, "sha256": known.sha256, "passages": len(known.passages)})
-            tell(outcome, known.name)
+    for file in chosen:
+        try:
+            known = document(file.name, _read(file.path))
+        except InputError as error:
+            if file.was_named:
+                raise
+            passed_over.append(str(error))
+            continue
+        outcome = await live.store.put_document(known)
+        added.append({"name": known.name, "outcome": outcome, "sha256": known.sha256, "passages": len(known.passages)})
+        tell(outcome, known.name)
     return added, passed_over
-
-
-async def _list(settings: "Settings") -> list[dict[str, Any]]:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        return await live.store.list_documents()
-
-
-async def _remove(settings: "Settings", name: str) -> None:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        await live.store.remove_document(name)
-
-
-async def _search(settings: "Settings", query: str, limit: int) -> list[dict[str, Any]]:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        return await live.store.search_documents(query, limit)
 
 
 def _chosen(files: list[Path], name: str | None) -> list[_File]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, checked_id
+from shared.cli.options import Json, UrlOrHere, Verbose, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -23,9 +23,9 @@ def fork(
         list[str] | None,
         typer.Option("--param", "-p", metavar="NAME=VALUE", help="An input field that changes; may be repeated."),
     ] = None,
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Start a workflow that reuses what another had finished, by its end or by --at SEQ.
 

@@ -1,11 +1,15 @@
 """The state of the settings, for verbs that look at it beside a running platform or without one."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
+from shared.cli.loop import run_async
 from shared.config import Settings
 from shared.runtime import Runtime
+
+_T = TypeVar("_T")
 
 
 @asynccontextmanager
@@ -21,3 +25,13 @@ async def open_here(settings: Settings) -> AsyncIterator[Runtime]:
         yield live
     finally:
         await live.close()
+
+
+def run_here(settings: Settings, work: Callable[[Runtime], Awaitable[_T]]) -> _T:
+    """What `work` comes to with that runtime."""
+
+    async def run() -> _T:
+        async with open_here(settings) as live:
+            return await work(live)
+
+    return run_async(run())

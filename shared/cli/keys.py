@@ -1,17 +1,13 @@
 """`agent-team keys`: the keys that sign messages (`signing_keys`), and under `api` those of the callers of the API."""
 
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from shared.cli import signing_keys
-from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
-
-if TYPE_CHECKING:
-    from shared.config import Settings
-    from shared.state import Scope
 
 app = typer.Typer(help="Keys that sign messages, and under `api` those of callers.", no_args_is_help=True)
 app.command(name="list")(signing_keys.list_)
@@ -21,9 +17,6 @@ app.command()(signing_keys.retire)
 app.command()(signing_keys.rotate)
 api = typer.Typer(help="Add, list and revoke keys of the API.", no_args_is_help=True)
 app.add_typer(api, name="api")
-
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 
 
 class ScopeOption(Enum):
@@ -41,14 +34,15 @@ def add(
         ScopeOption,
         typer.Option(help="read: look at everything but dead letters. submit: also start and stop workflows. admin: everything."),
     ] = ScopeOption.SUBMIT,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Make a key and print it, once: only its hash is kept. With the first key, the API asks every caller for one."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import say, write_json
 
-        key = run_async(_add(settings, name, scope.value))
+        key = run_here(settings, lambda live: live.store.keys.add(name, scope.value))
         if as_json:
             write_json({"name": name, "scope": scope.value, "key": key})
         else:
@@ -57,12 +51,13 @@ def add(
 
 
 @api.command(name="list")
-def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def list_(as_json: Json = False, verbose: Verbose = False) -> None:
     """Every key by name, those that were revoked too; never the keys themselves."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import say, write_json, write_table
 
-        found = run_async(_list(settings))
+        found = run_here(settings, lambda live: live.store.keys.listed())
         if as_json:
             write_json({"items": found})
         elif not found:
@@ -76,36 +71,16 @@ def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
 @api.command()
 def revoke(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The key's name, as `list` shows it.")],
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Refuse a key from now on; a running gateway notices within 30 seconds. The name is free for another one."""
     with session(verbose=verbose) as settings:
+        from shared.cli.here import run_here
         from shared.cli.output import printable, write_json
 
-        run_async(_revoke(settings, name))
+        run_here(settings, lambda live: live.store.keys.revoke(name))
         if as_json:
             write_json({"revoked": name})
         else:
             typer.echo(printable(f"revoked  {name}"))
-
-
-async def _add(settings: "Settings", name: str, scope: "Scope") -> str:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        return await live.store.keys.add(name, scope)
-
-
-async def _list(settings: "Settings") -> list[dict[str, Any]]:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        return await live.store.keys.listed()
-
-
-async def _revoke(settings: "Settings", name: str) -> None:
-    from shared.cli.here import open_here
-
-    async with open_here(settings) as live:
-        await live.store.keys.revoke(name)

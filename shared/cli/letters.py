@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from shared.cli.client import Gateway, open_gateway
 from shared.cli.here import open_here
+from shared.cli.options import asks_gateway
 from shared.config import Settings
 from shared.errors import ConfigurationError, NotFound
 from shared.runtime import Runtime
@@ -37,7 +38,7 @@ class Letters(Protocol):
 @asynccontextmanager
 async def open_letters(settings: Settings, url: str | None) -> AsyncIterator[Letters]:
     """The letters behind `url` or AGENT_TEAM_URL or, where neither is given, in the database of the settings."""
-    if url is not None or settings.agent_team_url is not None:
+    if asks_gateway(settings, url):
         async with open_gateway(settings, url) as gateway:
             yield _Remote(gateway)
         return

@@ -1,10 +1,11 @@
 """`agent-team migrate`: a database gets the platform's schema."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def migrate(
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Bring the database of DATABASE_URL, or else the embedded one, to the platform's schema."""
     with session(verbose=verbose) as settings:

@@ -1,4 +1,4 @@
-"""Options and arguments that several verbs over HTTP take, and the settings they run with."""
+"""Options and arguments that several verbs take, and the settings of those that only speak HTTP."""
 
 import re
 from collections.abc import Iterator
@@ -17,8 +17,22 @@ Url = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="The gateway; AGENT_TEAM_URL or http://127.0.0.1:8080 when left out.")
 ]
 OR_HERE = "Ask the gateway there, or at AGENT_TEAM_URL; the database of the settings where neither is given."
+UrlOrHere = Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)]
 Id = Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
+Source = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        "-i",
+        metavar="FILE",
+        help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
+    ),
+]
+Params = Annotated[
+    list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
+]
 
 _ID = re.compile(r"wf_[0-9A-HJKMNP-TV-Z]{26}")
 
@@ -36,6 +50,11 @@ def remote() -> Iterator["Settings"]:
         redact_values(*settings.secret_values())
         logging.getLogger().addHandler(logging.NullHandler())
         yield settings
+
+
+def asks_gateway(settings: "Settings", url: str | None) -> bool:
+    """Whether `UrlOrHere` leads to a gateway; else to the database of the settings."""
+    return url is not None or settings.agent_team_url is not None
 
 
 def me() -> str:

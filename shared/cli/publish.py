@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Params, Source, Verbose
 from shared.cli.session import session
 from shared.cli.workflows import complete_name
 
 if TYPE_CHECKING:
     from shared.bus import Message
+    from shared.messages import WorkflowRequested
     from shared.runtime import Runtime
 
 _MOST = 100_000
@@ -20,18 +22,8 @@ _LONGEST_ARGUMENT = 128 * 1024 - 1
 
 def publish(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name.", autocompletion=complete_name)],
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE",
-            help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
-    ] = None,
+    source: Source = None,
+    param: Params = None,
     id: Annotated[
         str | None, typer.Option("--id", metavar="ID", help="The message's id: one that was published before starts nothing.")
     ] = None,
@@ -42,27 +34,16 @@ def publish(
     printed: Annotated[
         bool, typer.Option("--print", help="Publish nothing; print the gcloud commands that would, for machines without this one.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Ask for a workflow over the bus, past the gateway, and print the id that it will have. Nobody answers: `show` tells."""
     with session(verbose=verbose) as settings:
-        from shared.cli.inputs import find_definition, read_input
         from shared.cli.output import write_json
-        from shared.errors import InputError
-        from shared.messages import WorkflowRequested
         from shared.runtime import Runtime
-        from shared.runtime.requests import check_callback
 
         live = Runtime(settings, serves=("cli",))
-        if workflow.endswith((".yaml", ".yml")):
-            raise InputError(f"whoever takes the message does not have {workflow[:60]!r}; publish takes the name of a workflow")
-        definition = find_definition(live, workflow)
-        given = read_input(
-            definition, source=source, params=param if param is not None else (), max_bytes=settings.max_payload_bytes
-        )
-        check_callback(live, callback_url)
-        wanted = WorkflowRequested(workflow=definition.name, input=given, callback_url=callback_url)
+        wanted = _wanted(live, workflow, source, param, callback_url)
         sender = live.sender("cli")
         messages = [sender.request(wanted, id=one) for one in _ids(live, id, count)]
         requests = [_request(live, message) for message in messages]
@@ -76,6 +57,23 @@ def publish(
         else:
             for request in requests:
                 typer.echo(request["command"] if printed else request["workflow"])
+
+
+def _wanted(
+    live: "Runtime", workflow: str, source: str | None, param: list[str] | None, callback_url: str | None
+) -> "WorkflowRequested":
+    from shared.cli.inputs import find_definition, read_input
+    from shared.errors import InputError
+    from shared.messages import WorkflowRequested
+    from shared.runtime.requests import check_callback
+
+    if workflow.endswith((".yaml", ".yml")):
+        raise InputError(f"whoever takes the message does not have {workflow[:60]!r}; publish takes the name of a workflow")
+    definition = find_definition(live, workflow)
+    params = () if param is None else param
+    given = read_input(definition, source=source, params=params, max_bytes=live.settings.max_payload_bytes)
+    check_callback(live, callback_url)
+    return WorkflowRequested(workflow=definition.name, input=given, callback_url=callback_url)
 
 
 def gcloud_command(message: "Message", *, project: str | None) -> str:

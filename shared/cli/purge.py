@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ _UNITS = {"d": "days", "h": "hours", "m": "minutes"}
 def purge(
     older_than: Annotated[str, typer.Option("--older-than", metavar="AGE", help="How long ago it ended: 30d, 12h or 45m.")],
     yes: Annotated[bool, typer.Option("--yes", help="Do it. Without this only what would be deleted is told.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Delete workflows that ended, with their steps and histories, and dead letters. A dry run without --yes.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, checked_id
+from shared.cli.options import Id, Json, UrlOrHere, Verbose, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def rerun(
-    id: Annotated[str, typer.Argument(metavar="ID", help="The workflow's id: wf_ and 26 letters and digits.")],
+    id: Id,
     step: Annotated[str | None, typer.Option("--step", metavar="STEP", help="To be sure: the step that failed it.")] = None,
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    url: UrlOrHere = None,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Let a workflow that failed go on from the step that failed it, with all its retries."""
     with session(verbose=verbose) as settings:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def restore(
         bool,
         typer.Option("--force", help="Into a database that is not empty: what it has is kept beside, in schemas of another name."),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Restore a backup into the database of DATABASE_URL, or else the embedded one: whole and compared, or not at all.
 

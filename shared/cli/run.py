@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from shared.cli.options import Params, Source, Verbose
 from shared.cli.session import session
 from shared.cli.workflows import complete_name
 
@@ -13,20 +14,10 @@ def run(
         str,
         typer.Argument(metavar="WORKFLOW", help="A workflow's name, or the path of its .yaml file.", autocompletion=complete_name),
     ],
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE",
-            help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
-    ] = None,
+    source: Source = None,
+    param: Params = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the finished workflow as one JSON object.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Run a workflow here and print its result. Exits with 0 on success, 1 when the workflow failed, 2 when it could not start."""
     with session(verbose=verbose) as settings:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from shared.cli.loop import Stopped, run_async
+from shared.cli.options import Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -50,12 +51,12 @@ def serve(
             help="Ask a simulated Gemini, started beside the platform: real requests and quotas, made-up answers, no cost.",
         ),
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Serve the platform here: API, console and every function. Ctrl-C ends it."""
     with session(verbose=verbose) as settings:
         from shared.local.server import bind
-        from shared.runtime.wiring import tell_sentry
+        from shared.runtime.process import tell_sentry
 
         tell_sentry(settings, server_name="platform")
         provider = settings.agent_bus_provider if bus is None else bus.value

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, checked_id
+from shared.cli.options import Id, UrlOrHere, Verbose, asks_gateway, checked_id
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -25,12 +25,12 @@ Tell = Callable[[dict[str, Any], Mapping[str, str]], None]
 
 def show(
     id: Id,
-    url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE)] = None,
+    url: UrlOrHere = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole workflow as one JSON object.")] = False,
     mermaid: Annotated[
         bool, typer.Option("--mermaid", help="Print a Mermaid flowchart of its steps and where each stands.")
     ] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """One workflow: the attempts, tokens, cost and time of each step, and what each model was asked."""
     with session(verbose=verbose) as settings:
@@ -42,7 +42,7 @@ async def _show(settings: "Settings", url: str | None, id: str, tell: Tell, *, a
     from shared.cli.client import open_gateway
     from shared.cli.here import open_here
 
-    if url is not None or settings.agent_team_url is not None:
+    if asks_gateway(settings, url):
         async with open_gateway(settings, url) as gateway:
             path = f"/v1/workflows/{id}"
             document = await (gateway.workflow(id, steps=True) if as_json else gateway.ask("GET", path))

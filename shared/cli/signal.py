@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import run_async
-from shared.cli.options import OR_HERE, Id, Json, checked_id, me
+from shared.cli.options import OR_HERE, Id, Json, Verbose, asks_gateway, checked_id, me
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -26,15 +26,14 @@ def signal(
     by: Annotated[str | None, typer.Option("--by", metavar="NAME", help="Who says so; you when left out.")] = None,
     url: Annotated[str | None, typer.Option("--url", metavar="URL", help=OR_HERE.replace("Ask", "Tell", 1))] = None,
     as_json: Json = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")] = False,
+    verbose: Verbose = False,
 ) -> None:
     """Tell a step that waits. What it is told first counts; what comes before it waits is kept for it."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import printable, write_json
 
         payload = _payload(checked_id(id), name, _decision(approve, reject, amend), data if amend is None else amend, comment, by)
-        is_here = url is None and settings.agent_team_url is None
-        answer = run_async(_here(settings, payload) if is_here else _there(settings, url, payload))
+        answer = run_async(_there(settings, url, payload) if asks_gateway(settings, url) else _here(settings, payload))
         if as_json:
             write_json(answer)
         else:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from shared.cli.loop import run_async
+from shared.cli.options import Json, Verbose
 from shared.cli.session import session
 
 if TYPE_CHECKING:
@@ -14,13 +15,11 @@ if TYPE_CHECKING:
     from shared.runtime import Runtime
 
 _T = TypeVar("_T")
-_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-_Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the logs on standard error.")]
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `list` shows it.")]
 _COLUMNS = ("id", "state", "age", "last signed")
 
 
-def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def list_(as_json: Json = False, verbose: Verbose = False) -> None:
     """The signing keys: what each may do, how old it is, when it last signed. Never the keys themselves."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import write_json, write_table
@@ -32,7 +31,7 @@ def list_(as_json: _Json = False, verbose: _Verbose = False) -> None:
             write_table(_COLUMNS, [tuple("-" if one[name] is None else str(one[name]) for name in _COLUMNS) for one in found])
 
 
-def add(as_json: _Json = False, verbose: _Verbose = False) -> None:
+def add(as_json: Json = False, verbose: Verbose = False) -> None:
     """Make a signing key. It verifies; have it sign with `activate` once every process knows it."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import say
@@ -50,8 +49,8 @@ def add(as_json: _Json = False, verbose: _Verbose = False) -> None:
 def activate(
     key_id: _Id,
     force: Annotated[bool, typer.Option("--force", help="Even if some processes may not know the key yet.")] = False,
-    as_json: _Json = False,
-    verbose: _Verbose = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
 ) -> None:
     """Have a key sign. The one before it still verifies; `retire` it a day later."""
     with session(verbose=verbose) as settings:
@@ -68,7 +67,7 @@ def activate(
         _tell("activated", key_id, as_json=as_json)
 
 
-def retire(key_id: _Id, as_json: _Json = False, verbose: _Verbose = False) -> None:
+def retire(key_id: _Id, as_json: Json = False, verbose: Verbose = False) -> None:
     """Have a key refused, for good. `default` is the default secret, where keys are kept in a file."""
     with session(verbose=verbose) as settings:
         _with(settings, lambda live: live.keys.retire(key_id))
@@ -79,7 +78,7 @@ def rotate(
     grace_seconds: Annotated[
         float, typer.Option(metavar="SECONDS", min=0, help="How long the old key verifies after the new one signs.")
     ] = 24 * 3600,
-    verbose: _Verbose = False,
+    verbose: Verbose = False,
 ) -> None:
     """Add a key, have it sign, retire the one before it, and wait in between. Started again, it goes on where it was ended."""
     with session(verbose=verbose) as settings:

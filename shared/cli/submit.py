@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.cli.loop import Stopped, run_async
-from shared.cli.options import KEY_HINT, Url, remote
+from shared.cli.options import KEY_HINT, Params, Source, Url, remote
 from shared.cli.session import FAILURE, SUCCESS
 from shared.cli.workflows import complete_name
 
@@ -18,18 +18,8 @@ EPILOG = f"For example: agent-team submit report --input notes.md --wait. {KEY_H
 
 def submit(
     workflow: Annotated[str, typer.Argument(metavar="WORKFLOW", help="A workflow's name.", autocompletion=complete_name)],
-    source: Annotated[
-        str | None,
-        typer.Option(
-            "--input",
-            "-i",
-            metavar="FILE",
-            help="Text for the workflow to work on, its whole input as .json, or - for standard input.",
-        ),
-    ] = None,
-    param: Annotated[
-        list[str] | None, typer.Option("--param", "-p", metavar="NAME=VALUE", help="One field of the input; may be repeated.")
-    ] = None,
+    source: Source = None,
+    param: Params = None,
     key: Annotated[
         str | None, typer.Option("--key", metavar="KEY", help="Idempotency key: the same key and input start one workflow.")
     ] = None,

@@ -11,6 +11,7 @@ from uuid import uuid4
 
 from shared.cli.client import Gateway, open_gateway
 from shared.cli.here import open_here
+from shared.cli.options import asks_gateway
 from shared.config import Settings
 from shared.errors import InputError
 from shared.runtime import Runtime
@@ -38,7 +39,7 @@ class Workflows(Protocol):
 @asynccontextmanager
 async def open_workflows(settings: Settings, url: str | None) -> AsyncIterator[Workflows]:
     """The workflows behind `url`, else behind `AGENT_TEAM_URL`, else in the database of the settings."""
-    if url is not None or settings.agent_team_url is not None:
+    if asks_gateway(settings, url):
         async with open_gateway(settings, url) as gateway:
             yield _Remote(gateway)
         return

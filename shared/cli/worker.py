@@ -30,8 +30,8 @@ def worker(
 ) -> None:
     """Work on the messages of functions, from the Redis bus. Logs are JSON on standard error; Ctrl-C or SIGTERM ends it."""
     with told_plainly():
+        from shared.runtime.process import open_runtime
         from shared.runtime.spec import load_functions
-        from shared.runtime.wiring import open_runtime
 
         names = _chosen(load_functions(), function)
         live = open_runtime(serves=names)

@@ -5,17 +5,11 @@ which quotes document names.
 """
 
 from google.api_core import exceptions as google
-from google.auth import exceptions as auth
 
 from shared.errors import AgentTeamError, ConfigurationError, Permanent, StoreUnavailable
+from shared.google_errors import ANOTHER_SERVICE, LOG_IN, lacks_credentials
 
 _PERMANENT = (google.InvalidArgument, google.OutOfRange)
-_SWITCHED_OFF = (
-    google.Redirection,
-    google.MethodNotAllowed,
-    google.MethodNotImplemented,
-    google.AsyncRestUnsupportedParameterError,
-)
 
 
 def translate(error: Exception, where: str) -> AgentTeamError:
@@ -30,21 +24,14 @@ def translate(error: Exception, where: str) -> AgentTeamError:
             return ConfigurationError(
                 f"{where} refuses this service account; grant it roles/datastore.user and enable firestore.googleapis.com"
             )
-        case google.Unauthorized() | auth.DefaultCredentialsError() | auth.RefreshError() if not _passes(error):
-            return ConfigurationError(
-                f"{where} needs credentials; run as a service account, or `gcloud auth application-default login`"
-            )
+        case _ if lacks_credentials(error):
+            return ConfigurationError(f"{where} needs credentials; {LOG_IN}")
         case google.FailedPrecondition():
             # Lost races are told apart by the caller: what is left is a database in Datastore mode, or an API that is off.
             return ConfigurationError(f"{where} cannot be used like this; the database must be in native mode ({name})")
-        case _ if isinstance(error, _SWITCHED_OFF):
+        case _ if isinstance(error, ANOTHER_SERVICE):
             return ConfigurationError(f"{where} does not answer as Firestore does ({name}); check the address")
         case _ if isinstance(error, _PERMANENT):
             return Permanent(f"{where} refuses the document ({name}); a value must stay below 1 MiB")
         case _:
             return StoreUnavailable(f"{where} cannot be reached or refuses work ({name})")
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the credentials' own service failed in passing."""
-    return isinstance(error, auth.GoogleAuthError) and bool(error.retryable)

@@ -15,7 +15,8 @@ What else is signed with the keys (`seal`) begins with other bytes, so that neit
 NAME of a key: `key-v2`, `prod-v2` and `v2` all name `COMM_HMAC_KEY_V2`, and the longest NAME wins. An id that names no key is the
 default secret, as is the id `default`. Retired keys keep their NAMEs, so an id never falls from a retired key to another one.
 
-**Rotation** is three new rings, a while apart: `with_key` (verifies only), `activate` (signs), `retire` the old one (refused).
+**Rotation** is three new rings, a while apart: with one more key (it verifies), with its id as the active one (it signs), and with
+the old key retired (it is refused). `shared.keys` makes them.
 """
 
 import hmac
@@ -27,7 +28,7 @@ from typing import Protocol
 
 from pydantic import SecretStr
 
-from shared.errors import ConfigurationError, Conflict, EnvelopeRejected, NotFound
+from shared.errors import ConfigurationError, EnvelopeRejected
 
 CONTENT_TYPE = "application/cloudevents+json"
 MIN_SECRET_LENGTH = 32
@@ -123,7 +124,9 @@ class KeyRing:
             macs[_DEFAULT] = _keyed(_DEFAULT, default)
         # One whose secret is gone is refused by its own spelling.
         refused = frozenset(_named(key_id, macs.keys()) or _normalised(key_id) for key_id in retired)
-        self._fill(active, _without(macs, refused), refused)
+        self._active, self._macs, self._retired = active, _without(macs, refused), refused
+        self._names = refused.union(self._macs)
+        self._active_name = self._signer()
 
     @property
     def active(self) -> str:
@@ -135,42 +138,6 @@ class KeyRing:
         """Every key's NAME, and what it may do; the default secret is called `DEFAULT`."""
         states = {name: KeyState.ACTIVE if name == self._active_name else KeyState.VERIFY for name in self._macs}
         return dict(sorted((states | dict.fromkeys(self._retired, KeyState.RETIRED)).items()))
-
-    def with_key(self, name: str, secret: Secret) -> "KeyRing":
-        """A ring that also accepts what `secret` signed under ids that name `name`.
-
-        Raises Conflict when the NAME was used before, even if it is retired, and ConfigurationError as the constructor does or when
-        the new key would sign at once because the active id names it.
-        """
-        own = _own_name(name)
-        if own in self._macs or own in self._retired:
-            raise Conflict(f"{_variable(own)} is in the key ring already; add the new secret under another NAME")
-        ring = self._changed(self._active, {**self._macs, own: _keyed(own, secret)}, self._retired)
-        if ring._active_name != self._active_name:
-            raise ConfigurationError(f"{_variable(own)} would sign at once, as {self._active!r}; choose another NAME")
-        return ring
-
-    def activate(self, key_id: str) -> "KeyRing":
-        """A ring that signs as `key_id`; the key that signed before still verifies.
-
-        Raises ConfigurationError as the constructor does.
-        """
-        return self._changed(key_id, self._macs, self._retired)
-
-    def retire(self, key_id: str) -> "KeyRing":
-        """A ring that refuses the key that `key_id` names; retiring it again changes nothing.
-
-        The default secret is retired only as `default`, so that a mistyped id can't take it away: then ids that name no key are
-        refused. Raises NotFound for an id that names no key, and ConfigurationError for the active key and for a secret that is
-        trusted under another NAME.
-        """
-        name = _named(key_id, self._names)
-        if name is None:
-            raise NotFound(f"{_shown(key_id)} names no key of its own in the key ring; `default` retires the default secret")
-        if name == self._active_name:
-            raise ConfigurationError(f"{_shown(key_id)} names the active key, {_variable(name)}; activate another key first")
-        retired = self._retired | {name}
-        return self._changed(self._active, _without(self._macs, retired), retired)
 
     def sign(self, topic: str, data: bytes) -> dict[str, str]:
         """The attributes with which `data` goes to `topic`. Raises ConfigurationError for a topic that can't be signed."""
@@ -230,22 +197,17 @@ class KeyRing:
         keys = ", ".join(f"{name}: {state}" for name, state in self.states.items())
         return f"KeyRing(active={self._active!r}, {keys})"
 
-    def _fill(self, active: str, macs: Mapping[str, hmac.HMAC], retired: frozenset[str]) -> None:
+    def _signer(self) -> str:
+        """The NAME of the key that signs."""
+        active = self._active
         if _is_token(active) is None:
             raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {_shown(active)}; expected {_ALLOWED}")
-        self._active, self._macs, self._retired = active, macs, retired
-        self._names = retired.union(macs)
-        self._active_name = _named(active, self._names) or _DEFAULT
-        if self._active_name in retired:
+        name = _named(active, self._names) or _DEFAULT
+        if name in self._retired:
             raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {active!r}, which names a retired key; name one that is not")
-        if self._active_name not in macs:
+        if name not in self._macs:
             raise ConfigurationError(f"{_ACTIVE_VARIABLE} is {active!r}, which names no key; set {_DEFAULT_VARIABLE} or name a key")
-
-    @classmethod
-    def _changed(cls, active: str, macs: Mapping[str, hmac.HMAC], retired: frozenset[str]) -> "KeyRing":
-        ring = cls.__new__(cls)
-        ring._fill(active, macs, retired)
-        return ring
+        return name
 
 
 def _named(key_id: str, names: Collection[str]) -> str | None:

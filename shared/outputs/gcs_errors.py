@@ -7,17 +7,11 @@ which quotes names and accounts.
 from typing import Final
 
 from google.api_core import exceptions as google
-from google.auth import exceptions as auth
 
 from shared.errors import AgentTeamError, ConfigurationError, InputError, StoreUnavailable
+from shared.google_errors import ANOTHER_SERVICE, LOG_IN, lacks_credentials
 
 _REFUSED: Final = (google.InvalidArgument, google.OutOfRange, google.LengthRequired)
-_NOT_STORAGE: Final = (
-    google.Redirection,
-    google.MethodNotAllowed,
-    google.MethodNotImplemented,
-    google.AsyncRestUnsupportedParameterError,
-)
 
 
 def translate(error: Exception, where: str) -> AgentTeamError:
@@ -32,20 +26,13 @@ def translate(error: Exception, where: str) -> AgentTeamError:
             return ConfigurationError(
                 f"{where} refuses this service account; grant it storage.objects.create, .get and .update with `terraform apply`"
             )
-        case google.Unauthorized() | auth.DefaultCredentialsError() | auth.RefreshError() if not _passes(error):
-            return ConfigurationError(
-                f"{where} needs credentials; run as a service account, or `gcloud auth application-default login`"
-            )
+        case _ if lacks_credentials(error):
+            return ConfigurationError(f"{where} needs credentials; {LOG_IN}")
         case google.FailedPrecondition():
             return ConfigurationError(f"{where} cannot be used like this ({name}); see whether it is locked or its billing is off")
-        case _ if isinstance(error, _NOT_STORAGE):
+        case _ if isinstance(error, ANOTHER_SERVICE):
             return ConfigurationError(f"{where} does not answer as Cloud Storage does ({name}); check OUTPUTS_URL")
         case _ if isinstance(error, _REFUSED):
             return InputError(f"{where} refuses the output ({name})")
         case _:
             return StoreUnavailable(f"{where} cannot be reached or refuses work ({name})")
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the credentials' own service failed in passing."""
-    return isinstance(error, auth.GoogleAuthError) and bool(error.retryable)

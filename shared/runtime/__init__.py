@@ -5,8 +5,9 @@ from shared.errors import InputError
 from shared.runtime.colleagues import colleagues
 from shared.runtime.contract import Result, Run, Task, Team
 from shared.runtime.entry import Function, Handlers, agent, load, on_http, on_messages, worker
+from shared.runtime.process import runtime
 from shared.runtime.quoting import holds
-from shared.runtime.wiring import Runtime, runtime
+from shared.runtime.wiring import Runtime
 
 __all__ = [
     "Function",

@@ -15,26 +15,27 @@ from shared.clock import SystemClock
 from shared.config import OPTIONAL_SECRETS, secrets_project
 from shared.errors import ConfigurationError
 from shared.keys.manager import SECRET as SIGNING_KEYS
-from shared.runtime import wiring
+from shared.runtime import process
 from shared.runtime.spec import FUNCTIONS, FunctionSpec, load_function
+from shared.runtime.wiring import Runtime
 from shared.secrets import SecretManager
 
 _log = logging.getLogger(__name__)
 _starting: Final = asyncio.Lock()
 
 
-async def started(function: str) -> wiring.Runtime:
+async def started(function: str) -> Runtime:
     """The runtime of this process, which serves `function`. Raises ConfigurationError, and StoreUnavailable to try again later."""
     project = secrets_project(os.environ)
-    if project is None or wiring.is_open():
-        return wiring.runtime(function)
+    if project is None or process.is_open():
+        return process.runtime(function)
     async with _starting:
-        if wiring.is_open():  # whoever was first has opened it
-            return wiring.runtime(function)
-        manager = SecretManager(project, SystemClock(), member=wiring.account(project))
+        if process.is_open():  # whoever was first has opened it
+            return process.runtime(function)
+        manager = SecretManager(project, SystemClock(), member=process.account(project))
         try:
             found = await fetch(manager, load_function(FUNCTIONS / function), os.environ)
-            return wiring.runtime(function, found=found, manager=manager)
+            return process.runtime(function, found=found, manager=manager)
         except BaseException:
             await manager.close()
             raise

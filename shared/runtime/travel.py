@@ -12,7 +12,7 @@ from shared.errors import Conflict, InputError
 from shared.ids import workflow_id
 from shared.runtime.wiring import Runtime
 from shared.state import Command
-from shared.workflows import changed_input, fork_hash, reusable
+from shared.workflows import Definition, changed_input, fork_hash, reusable
 
 _log = logging.getLogger(__name__)
 
@@ -45,11 +45,7 @@ async def fork(
     at = plan["seq"] if wanted.at is None else wanted.at
     if not 1 <= at <= plan["seq"]:
         raise InputError(f"{wanted.workflow} has no history entry {at}; it has entries 1 to {plan['seq']}")
-    request_hash = fork_hash(wanted.workflow, wanted.at, wanted.params)
-    definition = live.definitions.get(plan["workflow"])
-    if definition is not None and definition.version != plan["version"]:
-        definition = None
-    input, changed = changed_input(plan, wanted.params, definition)
+    input, changed = changed_input(plan, wanted.params, _definition_of(live, plan))
     reuse = reusable(plan["steps"], changed)
     event = {
         "from": wanted.workflow,
@@ -59,7 +55,7 @@ async def fork(
         "finished": reuse.finished,
         "expanded": reuse.expanded,
         "request_key": request_key,
-        "request_hash": request_hash,
+        "request_hash": fork_hash(wanted.workflow, wanted.at, wanted.params),
         "traceparent": traceparent,
         "tenant": tenant,
     }
@@ -71,6 +67,12 @@ async def fork(
     verb = "forked" if answer["created"] else "forked before"
     _log.info("workflow %s %s, %d of its steps reused", wanted.workflow, verb, len(reuse.finished), extra=fields)
     return answer
+
+
+def _definition_of(live: Runtime, plan: Mapping[str, Any]) -> Definition | None:
+    """The definition that the workflow was started from, where it is still here."""
+    definition = live.definitions.get(plan["workflow"])
+    return definition if definition is not None and definition.version == plan["version"] else None
 
 
 async def rerun(

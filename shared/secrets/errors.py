@@ -4,9 +4,9 @@ By gRPC status: https://cloud.google.com/secret-manager/docs/reference/rpc.
 """
 
 from google.api_core import exceptions as google
-from google.auth import exceptions as auth
 
 from shared.errors import AgentTeamError, ConfigurationError, StoreUnavailable
+from shared.google_errors import LOG_IN, lacks_credentials
 
 
 def translate(error: Exception, secret: str, *, project: str, member: str, role: str) -> AgentTeamError:
@@ -25,17 +25,9 @@ def translate(error: Exception, secret: str, *, project: str, member: str, role:
                 f"secret {secret} of project {project} refuses this account; "
                 f"gcloud secrets add-iam-policy-binding {secret} --project={project} --member={member} --role={role}"
             )
-        case google.Unauthorized() | auth.DefaultCredentialsError() | auth.RefreshError() if not _passes(error):
-            return ConfigurationError(
-                f"secret {secret} of project {project} needs credentials; run as a service account, "
-                "or `gcloud auth application-default login`"
-            )
+        case _ if lacks_credentials(error):
+            return ConfigurationError(f"secret {secret} of project {project} needs credentials; {LOG_IN}")
         case google.InvalidArgument() | google.MethodNotImplemented():
             return ConfigurationError(f"secret {secret} of project {project} cannot be asked for ({name}); correct GCP_PROJECT_ID")
         case _:
             return StoreUnavailable(f"Secret Manager cannot be reached or refuses work for secret {secret} ({name})")
-
-
-def _passes(error: Exception) -> bool:
-    """Whether the credentials' own service failed in passing."""
-    return isinstance(error, auth.GoogleAuthError) and bool(error.retryable)

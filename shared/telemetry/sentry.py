@@ -47,24 +47,7 @@ def open_sentry(dsn: str, *, environment: str, release: str, server_name: str, t
     from sentry_sdk.utils import BadDsn
 
     try:
-        client = Client(
-            dsn=dsn,
-            environment=environment,
-            release=release,
-            server_name=server_name,
-            before_send=_scrubbed,
-            before_send_transaction=_scrubbed,
-            default_integrations=False,
-            auto_enabling_integrations=False,
-            auto_session_tracking=False,
-            include_local_variables=False,
-            include_source_context=False,
-            max_breadcrumbs=0,
-            max_request_body_size="never",
-            propagate_traces=False,
-            send_client_reports=False,
-            shutdown_timeout=_SHUTDOWN_SECONDS,
-        )
+        client = Client(dsn=dsn, environment=environment, release=release, server_name=server_name, **_NOTHING_OF_ITS_OWN)
     except BadDsn:
         _log.error("SENTRY_DSN is no Sentry DSN, so nothing is sent; copy it again from the project's settings")
         return lambda: None
@@ -80,6 +63,27 @@ def open_sentry(dsn: str, *, environment: str, release: str, server_name: str, t
 
     atexit.register(close)
     return close
+
+
+def _scrubbed(event: "Event", _hint: "Hint") -> "Event":
+    return cast("Event", redact_fields(cast("dict[str, Any]", event)))
+
+
+_NOTHING_OF_ITS_OWN: Final[Mapping[str, Any]] = {
+    "before_send": _scrubbed,
+    "before_send_transaction": _scrubbed,
+    "default_integrations": False,
+    "auto_enabling_integrations": False,
+    "auto_session_tracking": False,
+    "include_local_variables": False,
+    "include_source_context": False,
+    "max_breadcrumbs": 0,
+    "max_request_body_size": "never",
+    "propagate_traces": False,
+    "send_client_reports": False,
+    "shutdown_timeout": _SHUTDOWN_SECONDS,
+}
+"""Of the client we want its sending alone."""
 
 
 class _ErrorHandler(logging.Handler):
@@ -162,7 +166,3 @@ def _transaction(span: Span) -> dict[str, Any]:
         "timestamp": datetime.fromtimestamp(span.ended, UTC),
         "spans": [],
     }
-
-
-def _scrubbed(event: "Event", _hint: "Hint") -> "Event":
-    return cast("Event", redact_fields(cast("dict[str, Any]", event)))

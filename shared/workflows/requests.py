@@ -14,11 +14,11 @@ from shared.references import refuse_reserved
 from shared.workflows.definitions import Definition, Step, budget_problems
 from shared.workflows.suggestions import quoted, suggestion
 
-# In JSON text an escaped backslash before u0000 is not a NUL.
 TASK_STEP: Final = "task"
 """The only step of a workflow that is one agent's task."""
 TASK_BUDGET: Final = Budget(max_steps=50, max_tokens=200_000, max_cost_usd=1.0, deadline_seconds=3600)
 """Of one agent's task: no definition says what is too much for it."""
+# In JSON text an escaped backslash before u0000 is not a NUL.
 _NUL = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 
 

@@ -7,7 +7,7 @@ import httpx
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from functions.gateway import control_models, dead_letter_models, documents, models, schedules, signals
+from functions.gateway import control_models, dead_letter_models, documents, models, request_models, schedules, signals
 from functions.gateway.api import create_app
 from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
@@ -16,7 +16,7 @@ from tests.integration.test_gateway import client_of, settings
 from tests.support.library import AGENTS, WORKFLOWS
 
 ROOT = Path(__file__).parents[2]
-PLACES = (models, control_models, dead_letter_models, documents, schedules, signals)
+PLACES = (models, request_models, control_models, dead_letter_models, documents, schedules, signals)
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from shared.clock import ManualClock
 from shared.config import Settings
 from shared.errors import BusUnavailable, ConfigurationError, StoreUnavailable
 from shared.messages import StepCompleted
-from shared.runtime import Runtime, entry, wiring
+from shared.runtime import Runtime, entry, process
 from shared.state import WorkflowStore
 from tests.support.doubles import SECRET, RememberingBus, SabotagedBus, Saboteur, signed
 
@@ -888,7 +888,7 @@ async def test_a_server_can_start_and_end_it() -> None:
 
 
 async def test_functions_framework_serves_it(live: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wiring, "_runtime", live)
+    monkeypatch.setattr(process, "_runtime", live)
     # The module keeps the application that it made first.
     monkeypatch.delitem(sys.modules, "functions.gateway.main", raising=False)
     app = functions_framework.aio.create_asgi_app(target="gateway", source=str(ROOT / "main.py"))  # type: ignore[no-untyped-call]

@@ -14,7 +14,7 @@ from shared.clock import ManualClock, SystemClock
 from shared.errors import ConfigurationError, StoreUnavailable
 from shared.keys.manager import SECRET, SecretManagerKeyStore
 from shared.messages import KeyRing
-from shared.runtime import Runtime, starting, wiring
+from shared.runtime import Runtime, process, starting
 from shared.runtime.spec import load_functions
 from shared.runtime.starting import fetch, started
 from shared.secrets import SecretManager
@@ -122,10 +122,10 @@ def writer_in_the_cloud(service: Service, monkeypatch: pytest.MonkeyPatch, tmp_p
     """The writer's process, before its first request; its clock is the machine's."""
     service.clock = SystemClock()
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(wiring, "_runtime", None)
-    monkeypatch.setattr(wiring, "metrics", Metrics())
-    monkeypatch.setattr(wiring, "tell_sentry", lambda *_arguments, **_more: None)
-    monkeypatch.setattr(wiring, "configure_logging", lambda *_arguments, **_more: None)
+    monkeypatch.setattr(process, "_runtime", None)
+    monkeypatch.setattr(process, "metrics", Metrics())
+    monkeypatch.setattr(process, "tell_sentry", lambda *_arguments, **_more: None)
+    monkeypatch.setattr(process, "configure_logging", lambda *_arguments, **_more: None)
     monkeypatch.setattr(starting, "SecretManager", lambda _project, clock, **_more: service.manager(clock))
     for name, value in CLOUD.items():
         monkeypatch.setenv(name, value)

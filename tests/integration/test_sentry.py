@@ -192,7 +192,7 @@ def test_a_process_of_production_tells_sentry_where_it_knows_one_and_else_loads_
     sentry: SentryServer,
 ) -> None:
     code = (
-        "import logging, sys; from shared.runtime.wiring import open_runtime; open_runtime(serves=('judge',));"
+        "import logging, sys; from shared.runtime.process import open_runtime; open_runtime(serves=('judge',));"
         "logging.getLogger('shared.tests').error('broken'); print('sentry_sdk' in sys.modules)"
     )
     given = {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from shared.cli.app import app
 from shared.cli.revisions import Revisions, token_of_this_job
 from shared.errors import ConfigurationError
-from shared.runtime import wiring
+from shared.runtime import process
 from shared.runtime.spec import load_functions
 from tests.support.doubles import SECRET
 from tests.support.serving import serving
@@ -36,9 +36,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COMM_HMAC_DEFAULT_SECRET", SECRET)
     monkeypatch.setenv("AGENT_TEAM_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DATABASE_URL", "postgresql://nobody@127.0.0.1:1/nothing")
-    monkeypatch.setattr(wiring, "_runtime", None)
-    monkeypatch.setattr(wiring, "configure_logging", lambda *_args, **_options: None)
-    monkeypatch.setattr(wiring, "redact_values", lambda *_values: None)
+    monkeypatch.setattr(process, "_runtime", None)
+    monkeypatch.setattr(process, "configure_logging", lambda *_args, **_options: None)
+    monkeypatch.setattr(process, "redact_values", lambda *_values: None)
 
 
 class Deployed(httpx.AsyncBaseTransport):
@@ -60,13 +60,13 @@ class Deployed(httpx.AsyncBaseTransport):
         # A process has one runtime, for the function that it serves: here each is loaded anew, as a process of its own.
         async with self._one_at_a_time:
             sys.modules.pop(f"functions.{target}.main", None)
-            wiring._runtime = None
+            process._runtime = None
             try:
                 served = create_asgi_app(target, str(ROOT / "main.py"))  # type: ignore[no-untyped-call]
                 return await httpx.ASGITransport(app=served).handle_async_request(request)
             finally:
                 sys.modules.pop(f"functions.{target}.main", None)
-                wiring._runtime = None
+                process._runtime = None
 
 
 @asynccontextmanager
@@ -144,9 +144,9 @@ async def smoke(url: str, folder: Path) -> tuple[int | None, list[str]]:
     """`agent-team smoke` as a process: its exit code and what it said."""
     environment = {**os.environ, "AGENT_TEAM_URL": url, "AGENT_TEAM_HOME": str(folder / "elsewhere"), "PYTHONPATH": str(ROOT)}
     command = (sys.executable, "-m", "shared.cli", "smoke")
-    process = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
-    out, _ = await asyncio.wait_for(process.communicate(), 120)
-    return process.returncode, out.decode().splitlines()
+    started = await asyncio.create_subprocess_exec(*command, env=environment, stdout=asyncio.subprocess.PIPE)
+    out, _ = await asyncio.wait_for(started.communicate(), 120)
+    return started.returncode, out.decode().splitlines()
 
 
 async def test_a_running_platform_is_asked_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

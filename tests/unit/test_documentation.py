@@ -48,11 +48,6 @@ def service(function: str) -> str:
     return function.replace("_", "-")
 
 
-def named(page: Path) -> set[str]:
-    """What stands between backticks, as far as it is one word."""
-    return set(re.findall(r"`([^\s`]+)`", text_of(page)))
-
-
 def readers(secret: str) -> set[str]:
     """The services whose functions have a secret."""
     return {service(name) for name, function in FUNCTIONS.items() if secret in function.get("secrets", [])}

@@ -24,7 +24,7 @@ from shared.bus.memory import MemoryBus
 from shared.clock import SystemClock
 from shared.errors import EnvelopeRejected, StoreUnavailable
 from shared.messages import StepCompleted, open_envelope
-from shared.runtime import runtime, wiring
+from shared.runtime import process, runtime
 from shared.runtime.door import push, read_push
 from shared.telemetry import metrics
 from tests.support.doubles import MAX_BYTES, RING, SECRET, WORKFLOW
@@ -209,9 +209,9 @@ def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A process that was told nothing but the secret, and has no runtime yet."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COMM_HMAC_DEFAULT_SECRET", SECRET)
-    monkeypatch.setattr(wiring, "_runtime", None)
-    monkeypatch.setattr(wiring, "configure_logging", lambda *_args, **_options: None)
-    monkeypatch.setattr(wiring, "redact_values", lambda *_values: None)
+    monkeypatch.setattr(process, "_runtime", None)
+    monkeypatch.setattr(process, "configure_logging", lambda *_args, **_options: None)
+    monkeypatch.setattr(process, "redact_values", lambda *_values: None)
 
 
 @contextmanager

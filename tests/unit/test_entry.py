@@ -21,7 +21,7 @@ from shared.bus.pubsub import PubSubBus
 from shared.clock import ManualClock, SystemClock
 from shared.config import load_settings
 from shared.errors import ConfigurationError, NotFound
-from shared.runtime import Runtime, load, runtime, wiring
+from shared.runtime import Runtime, load, process, runtime
 from shared.runtime.spec import FUNCTIONS, load_functions
 from shared.state import WorkflowStore
 from shared.telemetry import Metrics
@@ -182,12 +182,12 @@ async def test_closing_frees_only_what_was_opened(tmp_path: Path) -> None:
 def test_the_process_has_one_runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     told: list[tuple[object, ...]] = []
-    monkeypatch.setattr(wiring, "_runtime", None)
-    monkeypatch.setattr(wiring, "configure_logging", lambda level, *, cloud, project: told.append((level, cloud, project)))
-    monkeypatch.setattr(wiring, "redact_values", lambda *values: told.append(values))
+    monkeypatch.setattr(process, "_runtime", None)
+    monkeypatch.setattr(process, "configure_logging", lambda level, *, cloud, project: told.append((level, cloud, project)))
+    monkeypatch.setattr(process, "redact_values", lambda *values: told.append(values))
     # The process's own: a change noted there would reach the log of another test.
     process_metrics = Metrics()
-    monkeypatch.setattr(wiring, "metrics", process_metrics)
+    monkeypatch.setattr(process, "metrics", process_metrics)
     for name, value in {"COMM_HMAC_DEFAULT_SECRET": SECRET, "LOG_LEVEL": "warn", "K_SERVICE": "writer"}.items():
         monkeypatch.setenv(name, value)
     assert runtime() is runtime()

@@ -207,7 +207,7 @@ def test_what_changed_is_logged_once_the_time_is_over_and_then_only_what_changes
 
 def test_a_function_in_the_cloud_logs_what_changed_when_it_ends() -> None:
     code = (
-        "from shared.runtime.wiring import open_runtime; from shared.telemetry import metrics; open_runtime(serves=('writer',));"
+        "from shared.runtime.process import open_runtime; from shared.telemetry import metrics; open_runtime(serves=('writer',));"
         "metrics.count('task.success', 3, task='writer')"
     )
     given = {"K_SERVICE": "writer", "GCP_PROJECT_ID": "acme", "LOG_LEVEL": "error", "PYTHONPATH": str(ROOT)}

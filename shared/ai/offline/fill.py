@@ -83,9 +83,6 @@ def _kind(schema: Mapping[str, Any]) -> str:
     return "object" if "properties" in schema else "array" if "items" in schema else "string"
 
 
-# Texts
-
-
 def _title(material: Material) -> str:
     return material.echo("title") or material.title
 
@@ -162,9 +159,6 @@ def _fitted(text: str, schema: Mapping[str, Any]) -> str:
     if len(text) > high:
         text = shortened(text, int(high))
     return text if len(text) >= low else text.ljust(math.ceil(low), "…")
-
-
-# Lists
 
 
 def _questions(material: Material, low: int, high: int) -> list[str]:
@@ -247,9 +241,6 @@ def _rows(items: Mapping[str, Any], material: Material, place: _Place, *, low: i
     found = material.relevant[:high]
     rows = [_value(items, material, _Place(place.name, unit, relevance)) for unit, relevance in found]
     return [*rows, *(_value(items, material, place) for _ in range(low - len(rows)))]
-
-
-# Numbers and choices
 
 
 def _measure(material: Material, place: _Place) -> float:

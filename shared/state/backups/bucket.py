@@ -92,12 +92,12 @@ def _open(project: str | None) -> "Client":
     from google.auth.exceptions import GoogleAuthError
     from google.cloud.storage import Client
 
+    from shared.google_errors import LOG_IN
+
     try:
         return Client(project=project)
     except (GoogleAuthError, OSError) as error:
-        raise ConfigurationError(
-            "Cloud Storage needs credentials; run as a service account, or `gcloud auth application-default login`"
-        ) from error
+        raise ConfigurationError(f"Cloud Storage needs credentials; {LOG_IN}") from error
 
 
 def _blob(client: "Client", place: str) -> "Blob":
@@ -119,6 +119,8 @@ def _translated(error: Exception, place: str) -> AgentTeamError:
     from google.api_core import exceptions as google
     from google.auth.exceptions import GoogleAuthError
 
+    from shared.google_errors import LOG_IN
+
     bucket = f"the bucket {urlsplit(place).netloc}"
     match error:
         case AgentTeamError():
@@ -128,9 +130,7 @@ def _translated(error: Exception, place: str) -> AgentTeamError:
         case google.Forbidden():
             return ConfigurationError(f"{bucket} refuses this account; grant it storage.objects.create and .get on it")
         case google.Unauthorized() | GoogleAuthError():
-            return ConfigurationError(
-                f"{bucket} needs credentials; run as a service account, or `gcloud auth application-default login`"
-            )
+            return ConfigurationError(f"{bucket} needs credentials; {LOG_IN}")
         case OSError() if error.filename is not None:
             return ConfigurationError(f"{error.filename} cannot be used ({error.strerror})")
         case _:
