@@ -45,13 +45,13 @@ class Outages:
 
     def __init__(self) -> None:
         self._failing: set[str] = set()
-        self._said = ""
+        self._said: set[str] = set()
 
     def began(self, subscription: str, error: AgentTeamError) -> None:
         """A call for the subscription failed."""
         self._failing.add(subscription)
-        if str(error) != self._said:
-            self._said = str(error)
+        if str(error) not in self._said:
+            self._said.add(str(error))
             _log.warning("the bus waits: %s", error, extra={"error": describe_error(error)})
 
     def ended(self, subscription: str) -> None:
@@ -59,7 +59,7 @@ class Outages:
         if subscription in self._failing:
             self._failing.discard(subscription)
             if not self._failing:
-                self._said = ""
+                self._said.clear()
                 _log.warning("the bus works again")
 
 

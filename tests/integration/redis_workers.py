@@ -41,17 +41,21 @@ async def reserve(guards: Guards, *, begin: float, seconds: float, callers: int)
 
 
 async def race(guards: Guards, *, begin: float, ids: int, lease: float) -> Any:
-    """Claim and complete until every id is done: the ids claimed and completed here, and when Redis last failed."""
+    """Claim and complete until every id is done and stdin has ended.
+
+    The ids claimed and completed here, and when the last call began during which Redis failed.
+    """
     left = deque(random.sample(range(ids), ids))
     claimed: list[int] = []
     done: list[int] = []
     last_failure = 0.0
+    over = asyncio.create_task(asyncio.to_thread(sys.stdin.read))
 
     async def caller() -> None:
         nonlocal last_failure
-        while left:
-            number = left.popleft()
-            key = f"message-{number}"
+        while left or not over.done():
+            number = left.popleft() if left else random.randrange(ids)
+            key, asked = f"message-{number}", time.time()
             try:
                 claim = await guards.idempotency.claim(key, lease_seconds=lease, ttl_seconds=60)
                 if isinstance(claim, New):
@@ -62,7 +66,7 @@ async def race(guards: Guards, *, begin: float, ids: int, lease: float) -> Any:
                     left.append(number)
                     await asyncio.sleep(0.02)
             except StoreUnavailable:
-                last_failure = time.time()
+                last_failure = max(last_failure, asked)
                 left.append(number)
                 await asyncio.sleep(0.02)
 

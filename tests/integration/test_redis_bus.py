@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,12 @@ import pytest
 from shared.bus import Delivery, Message, Outcome
 from shared.bus.policy import MAX_DATA_BYTES
 from shared.bus.redis import RedisBus
-from shared.bus.redis_group import HOLDER, LUA, Entry, Failed, Group, Held, held_key, looked_key, stream_key
+from shared.bus.redis_group import HOLDER, LUA, SILENCE_SECONDS, Entry, Failed, Group, Held, held_key, looked_key, stream_key
 from shared.clock import SystemClock
 from shared.errors import BusUnavailable
 from shared.redis.store import RedisStore
 from tests.support.live import until
-from tests.support.redis_bus import PLAIN, Hanging, Recorder, bus_at, numbered, pending, plain
+from tests.support.redis_bus import PLAIN, Hanging, Recorder, bus_at, make_due, numbered, pending, plain
 from tests.support.servers import RedisServer, redis_server
 
 ROOT = Path(__file__).parents[2]
@@ -80,17 +81,22 @@ async def test_what_a_killed_process_had_is_taken_over_and_counted(
     assert len({one.message_id for one in recorder.deliveries}) == 5
 
 
-async def test_who_works_long_is_not_taken_for_dead(server: RedisServer) -> None:
+async def test_who_works_long_is_not_taken_for_dead(server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The server's time is what the test says.
+    began = int(time.time())
+    server.execute("SET", "clock", began)
+    clocked = partial(RedisStore, now_lua="local now = tonumber(redis.call('GET', 'clock'))\n")
+    monkeypatch.setattr("shared.bus.redis.RedisStore", clocked)
     slow, other = Hanging(), Recorder()
     long = plain(ack_deadline_seconds=600.0, concurrency=1)
-    async with bus_at(server, silence_seconds=1.0) as busy, bus_at(server, silence_seconds=1.0) as idle:
+    async with bus_at(server, silence_seconds=15.0) as busy, bus_at(server, silence_seconds=15.0) as idle:
         await busy.subscribe(long, slow)
         await busy.publish(numbered(1))
         await until(lambda: pending(server) == 1)
         await idle.subscribe(long, other)
-        later = time.time() * 1000 + 2_500
-        # Both have looked again and again, for more than twice the silence.
-        await until(lambda: server.execute("ZCOUNT", looked_key(long), int(later), "+inf") == 2)
+        for now in range(began, began + 40, 10):  # for twice the silence
+            server.execute("SET", "clock", now)
+            await until(lambda now=now: server.execute("ZCOUNT", looked_key(long), 1000 * now, "+inf") == 2)  # type: ignore[misc]
         assert other.deliveries == []
         slow.let_go.set()
         await until(lambda: pending(server) == 0)
@@ -122,11 +128,12 @@ async def test_who_lost_a_message_to_another_can_still_settle_it_but_not_have_it
 async def test_a_late_acknowledgement_settles_the_message_that_waits_to_come_again(server: RedisServer) -> None:
     slow = Hanging()
     async with bus_at(server) as bus:
-        await bus.subscribe(plain(ack_deadline_seconds=0.3, min_backoff_seconds=1.5, max_backoff_seconds=1.5), slow)
+        await bus.subscribe(plain(ack_deadline_seconds=0.3, min_backoff_seconds=600, max_backoff_seconds=600), slow)
         await bus.publish(numbered(1))
         await until(lambda: server.execute("ZCARD", held_key(PLAIN)) == 1)
         slow.let_go.set()
         await until(lambda: pending(server) == 0)
+        make_due(server)
         await until(lambda: server.execute("ZCARD", held_key(PLAIN)) == 0)
 
     assert len(slow.started) == 1
@@ -154,15 +161,28 @@ async def test_places_are_kept_however_messages_come(server: RedisServer) -> Non
 
 async def test_what_is_due_comes_before_new_messages(server: RedisServer) -> None:
     order: list[bytes] = []
+    let_go = asyncio.Event()
+    rare = plain(concurrency=1, min_backoff_seconds=600, max_backoff_seconds=600)
 
-    async def works_for_a_while(delivery: Delivery) -> Outcome:
+    async def waits_with_the_second(delivery: Delivery) -> Outcome:
         order.append(delivery.data)
-        await asyncio.sleep(0.3)  # so that it is looked for several times while no place is free
+        if delivery.data == b"1":
+            await let_go.wait()
         return Outcome.RETRY if delivery.data == b"0" and delivery.attempt == 1 else Outcome.ACK
+
+    def looked() -> float:
+        [(_, at)] = server.execute("ZRANGE", looked_key(rare), 0, -1, "WITHSCORES")
+        return float(at)
 
     async with bus_at(server) as bus:
         await bus.publish(numbered(6))
-        await bus.subscribe(plain(concurrency=1), works_for_a_while)
+        await bus.subscribe(rare, waits_with_the_second)
+        await until(lambda: order == [b"0", b"1"] and server.execute("ZCARD", held_key(rare)) == 1)
+        make_due(server, rare)
+        for _ in range(2):  # it is looked for while no place is free
+            before = looked()
+            await until(lambda before=before: looked() > before)  # type: ignore[misc]
+        let_go.set()
         await until(lambda: len(order) == 7)
 
     assert order[:3] == [b"0", b"1", b"0"]
@@ -201,14 +221,14 @@ async def test_a_dead_letter_whose_settling_was_lost_is_stored_again_under_the_s
 async def test_a_message_that_is_never_acknowledged_is_dropped_after_the_retention(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("shared.bus.policy.RETENTION_SECONDS", 0.5)
-    recorder = Recorder(*[Outcome.RETRY] * 100)
+    recorder = Recorder(*[Outcome.RETRY] * 1000)
     async with bus_at(server) as bus:
         await bus.subscribe(plain(dead_letter_topic=None), recorder)
         await bus.publish(numbered(1))
+        await until(lambda: len(recorder.deliveries) > 1)
+        monkeypatch.setattr("shared.bus.policy.RETENTION_SECONDS", 0.0)
         await until(lambda: server.execute("XLEN", stream_key("tasks")) == 0)
 
-    assert len(recorder.deliveries) > 1
     assert [one.message for one in caplog.records] == [
         f"message {recorder.deliveries[0].message_id} of worker was never acknowledged and is dropped"
     ]
@@ -219,10 +239,11 @@ async def test_a_held_back_message_that_was_trimmed_is_dropped_with_a_warning(
 ) -> None:
     recorder = Recorder(Outcome.RETRY)
     async with bus_at(server) as bus:
-        await bus.subscribe(plain(min_backoff_seconds=1, max_backoff_seconds=1), recorder)
+        await bus.subscribe(plain(min_backoff_seconds=600, max_backoff_seconds=600), recorder)
         await bus.publish(numbered(1))
         await until(lambda: server.execute("ZCARD", held_key(PLAIN)) == 1)
         server.execute("XTRIM", stream_key("tasks"), "MAXLEN", 0)
+        make_due(server)
         await until(lambda: pending(server) == 0)
         await until(lambda: len(caplog.records) == 1)
 
@@ -288,11 +309,10 @@ async def test_close_hands_back_at_once_what_did_not_finish(server: RedisServer)
             await first.subscribe(plain(concurrency=3, ack_deadline_seconds=600), hanging)
             await first.publish(numbered(5))
             await until(lambda: len(hanging.started) == 3)
-        began = time.monotonic()
         await second.subscribe(plain(ack_deadline_seconds=600), recorder)
-        await until(lambda: len(recorder.deliveries) == 5)
+        # What is left without a word comes again only after its consumer's silence.
+        await until(lambda: len(recorder.deliveries) == 5, within_seconds=SILENCE_SECONDS - 2)
 
-    assert time.monotonic() - began < 2
     assert {one.data: one.attempt for one in recorder.deliveries} == {b"0": 2, b"1": 2, b"2": 2, b"3": 1, b"4": 1}
     [left] = server.execute("XINFO", "CONSUMERS", stream_key("tasks"), "worker")
     assert HOLDER.encode() in left.values()

@@ -65,13 +65,13 @@ async def everything(guards: Guards, name: str = "x") -> None:
 
 
 async def test_leases_and_waits_are_kept_by_the_servers_clock(guards: Guards) -> None:
-    first = await claim(guards, lease=0.2)
+    # What is asked in one turn is decided in one go.
+    first, running = await asyncio.gather(claim(guards, lease=1.0), claim(guards))
     assert isinstance(first, New)
-    running = await claim(guards)
     assert isinstance(running, InFlight)
-    assert 0 < running.seconds <= 0.2
-    await guards.limiter.reserve("b", rate=10, burst=1)
-    assert 0 < await guards.limiter.reserve("b", rate=10, burst=1) <= 0.1
+    assert 0 < running.seconds <= 1.0
+    now, later = await asyncio.gather(*(guards.limiter.reserve("b", rate=1, burst=1) for _ in range(2)))
+    assert (now, 0 < later <= 1.0) == (0, True)
 
     await asyncio.sleep(running.seconds)
 
@@ -271,7 +271,7 @@ async def test_a_server_that_is_not_there_is_reported_at_once() -> None:
     assert isinstance(error, StoreUnavailable)
     assert "cannot be reached" in str(error)
     assert "secret" not in str(error)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 @asynccontextmanager
@@ -300,11 +300,12 @@ async def test_a_server_that_is_not_redis_is_a_mistake_in_the_url() -> None:
 async def test_a_silent_server_is_given_up_in_time_by_all_who_wait_for_it() -> None:
     started = time.monotonic()
     async with listening(b"") as port, guards_at(f"redis://127.0.0.1:{port}") as guards:
-        errors = await asyncio.gather(*(claim(guards, str(number)) for number in range(1000)), return_exceptions=True)
+        errors = await asyncio.gather(*(claim(guards, str(number)) for number in range(5000)), return_exceptions=True)
 
     assert {type(error) for error in errors} == {StoreUnavailable}
     assert {str(error) for error in errors} == {f"Redis at redis://127.0.0.1:{port} does not answer in time"}
-    assert time.monotonic() - started < 3.5
+    # An answer is waited for for 2 s. Were one batch given up after the other, it would take 20.
+    assert time.monotonic() - started < 10
 
 
 async def test_the_error_is_logged_once_and_the_guards_fall_back(caplog: pytest.LogCaptureFixture) -> None:

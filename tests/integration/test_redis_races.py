@@ -43,7 +43,7 @@ async def line(process: Process) -> Any:
 
 async def answers(processes: list[Process]) -> list[Any]:
     async with asyncio.timeout(60):
-        outputs = await asyncio.gather(*(process.communicate() for process in processes))
+        outputs = await asyncio.gather(*(process.communicate(b"") for process in processes))
     assert [process.returncode for process in processes] == [0] * len(processes)
     return [orjson.loads(output) for output, _ in outputs]
 
@@ -103,19 +103,17 @@ async def test_ids_of_a_killed_claimant_are_free_after_the_lease_and_its_late_co
     with redis_server() as server:
         guards = open_guards("redis", SystemClock(), redis_url=server.url)
         guard = guards.idempotency
-        [process] = await started("hold", server, processes=1, ids=20, lease=1.0)
+        [process] = await started("hold", server, processes=1, ids=20, lease=5.0)
         tokens = await line(process)
-        held_at = time.monotonic()
         process.kill()
         await process.communicate()
         assert len(tokens) == 20
 
         refused = [await guard.claim(f"held-{n}", lease_seconds=5, ttl_seconds=60) for n in range(20)]
-        assert all(isinstance(one, InFlight) for one in refused)
+        assert all(isinstance(one, InFlight) and one.seconds <= 5 for one in refused)
         await asyncio.sleep(max(one.seconds for one in refused if isinstance(one, InFlight)))
-        free = [await guard.claim(f"held-{n}", lease_seconds=5, ttl_seconds=60) for n in range(20)]
+        free = [await guard.claim(f"held-{n}", lease_seconds=50, ttl_seconds=60) for n in range(20)]
 
         assert all(isinstance(one, New) for one in free)
-        assert time.monotonic() - held_at < 3
         assert not any([await guard.complete(f"held-{n}", token=token, result=b"late") for n, token in enumerate(tokens)])
         await guards.close()

@@ -8,7 +8,7 @@ from typing import Any
 from shared.bus import Delivery, Message, Outcome, Subscription
 from shared.bus.policy import MAX_DATA_BYTES
 from shared.bus.redis import RedisBus
-from shared.bus.redis_group import stream_key
+from shared.bus.redis_group import held_key, stream_key
 from shared.clock import SystemClock
 from tests.support.servers import RedisServer
 
@@ -66,6 +66,12 @@ class Hanging:
         self.started.append(delivery)
         await self.let_go.wait()
         return self._outcome
+
+
+def make_due(server: RedisServer, subscription: Subscription = PLAIN) -> None:
+    """Let the time of all that the subscription holds back have come, however far away it is."""
+    for id in server.execute("ZRANGE", held_key(subscription), 0, -1):
+        server.execute("ZADD", held_key(subscription), "XX", 0, id)
 
 
 def pending(server: RedisServer, topic: str = "tasks", group: str = "worker") -> int:
