@@ -29,7 +29,7 @@ async def reserve(guards: Guards, *, begin: float, seconds: float, callers: int)
         await asyncio.sleep(random.uniform(0, 0.3))
         while (asked := time.time()) < end:
             try:
-                wait = await guards.limiter.reserve("fleet", rate=50, burst=50, max_wait_seconds=1)
+                wait = await guards.limiter.reserve("fleet", rate=50, burst=50, max_wait_seconds=3)
             except RateLimited:
                 await asyncio.sleep(0.5)
             else:

@@ -169,12 +169,23 @@ async def test_queued_workflows_go_on_too(database: str, tmp_path: Path) -> None
             assert (await second.runtime.store.get(workflow))["status"] == "SUCCESS"
 
 
+class LastOrders(MemoryBus):
+    """Opens a gate once it delivers nothing more."""
+
+    def __init__(self, gate: Gate) -> None:
+        super().__init__(SystemClock())
+        self._gate = gate
+
+    async def close(self) -> None:
+        asyncio.get_running_loop().call_soon(self._gate.open.set)
+        await super().close()
+
+
 async def test_closing_lets_handlers_in_progress_finish(database: str, tmp_path: Path) -> None:
     gate = Gate()
-    async with platform(database, tmp_path, model=gate) as running:
+    async with platform(database, tmp_path, model=gate, bus=LastOrders(gate)) as running:
         workflow = await running.submit(REPORT)
         await until(lambda: gate.asked == 1)
-        asyncio.get_running_loop().call_later(0.05, gate.open.set)
     assert gate.asked == 1
     async with platform(database, tmp_path) as again:
         assert again.unfinished == [workflow]

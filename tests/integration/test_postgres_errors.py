@@ -222,6 +222,8 @@ async def test_a_closed_caller_frees_its_connections_and_opens_new_ones_on_deman
     await caller.close()
     async with connected(database) as connection:
         others = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-        assert await connection.fetchval(others) == 0
+        async with asyncio.timeout(10):
+            while await connection.fetchval(others):  # a process of the server's ends after its connection
+                pass
     assert await caller.call("list_workflows", {}) == []
     await caller.close()

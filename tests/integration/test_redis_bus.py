@@ -19,7 +19,7 @@ from shared.errors import BusUnavailable
 from shared.redis.store import RedisStore
 from tests.support.live import until
 from tests.support.redis_bus import PLAIN, Hanging, Recorder, bus_at, make_due, numbered, pending, plain
-from tests.support.servers import RedisServer, redis_server
+from tests.support.servers import RedisServer, patience, redis_server
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,8 +46,9 @@ async def read_once(group: Group, most: int) -> list[Entry]:
 @pytest.fixture
 async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
     opened = RedisStore(server.url, LUA, unavailable=BusUnavailable)
-    yield opened
-    await opened.close()
+    with patience():
+        yield opened
+        await opened.close()
 
 
 # What happens to what is not acknowledged

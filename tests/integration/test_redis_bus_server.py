@@ -18,7 +18,7 @@ from shared.redis.store import RedisStore
 from shared.telemetry import metrics
 from tests.support.live import until
 from tests.support.redis_bus import PLAIN, Hanging, Recorder, bus_at, make_due, numbered, plain
-from tests.support.servers import RedisServer, redis_server
+from tests.support.servers import RedisServer, patience, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -151,8 +151,9 @@ def test_subscriptions_that_fail_in_different_ways_in_turn_do_not_fill_the_log(c
 
 async def refusal(server: RedisServer, url: str | None = None) -> AgentTeamError:
     bus = open_bus("redis", SystemClock(), max_bytes=1000, redis_url=server.url if url is None else url)
-    errors = await asyncio.gather(bus.publish(numbered(1)), bus.subscribe(PLAIN, Recorder()), return_exceptions=True)
-    await bus.close()
+    with patience():
+        errors = await asyncio.gather(bus.publish(numbered(1)), bus.subscribe(PLAIN, Recorder()), return_exceptions=True)
+        await bus.close()
     assert len({str(error) for error in errors}) == 1, errors
     assert isinstance(errors[0], AgentTeamError)
     assert "\n" not in str(errors[0])
@@ -291,7 +292,7 @@ async def test_how_far_a_subscription_is_behind_is_measured(server: RedisServer,
     async with bus_at(server) as bus:
         await bus.publish(numbered(10))
         await bus.subscribe(plain(name="measured", concurrency=3), hanging)
-        await until(lambda: backlog() == 10 and 0.5 < oldest() < 5)
+        await until(lambda: backlog() == 10 and 0.5 < oldest() < 60)
         hanging.let_go.set()
         await until(lambda: backlog() == 0 and oldest() == 0)
 
@@ -301,17 +302,17 @@ async def test_the_oldest_is_what_nobody_has_read_or_what_nobody_has_settled(ser
     group = Group(store, PLAIN, "reader")
     async with bus_at(server) as bus:
         await bus.publish(numbered(2))
-    connection = await group.join(())
-    measured = [await group.lag()]
-    entries = await group.read(connection, 2, block_seconds=1)
-    measured.append(await group.lag())
-    await group.note([entry.id for entry in entries], [])
-    measured.append(await group.lag())
-    await connection.disconnect()
-    await store.close()
+        connection = await group.join(())
+        measured = [await group.lag()]
+        entries = await group.read(connection, 2, block_seconds=1)
+        measured.append(await group.lag())
+        await group.note([entry.id for entry in entries], [])
+        measured.append(await group.lag())
+        await connection.disconnect()
+        await store.close()
 
     assert [backlog for backlog, _ in measured] == [2, 2, 0]
-    assert 0 < measured[0][1] <= measured[1][1] < 5
+    assert 0 < measured[0][1] <= measured[1][1] < 60
     assert measured[2][1] == 0
 
 

@@ -11,7 +11,7 @@ from shared.guards.redis import LUA
 from shared.redis.connections import Connections
 from shared.redis.store import RedisStore
 from tests.support.live import until
-from tests.support.servers import RedisServer, redis_server
+from tests.support.servers import RedisServer, patience, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,16 @@ async def store(server: RedisServer) -> AsyncIterator[RedisStore]:
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No answer is late because this process was held up."""
-    monkeypatch.setattr("shared.redis.connections.ANSWER_SECONDS", 30.0)
+def patient() -> Iterator[None]:
+    with patience():
+        yield
 
 
 def somebody_blocks(server: RedisServer) -> bool:
     return bool(server.execute("INFO", "clients")["blocked_clients"])
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_is_refused_leaves_the_other_answers_in_their_places(connections: Connections) -> None:
     answers = await connections.ask([("SET", "k", "v"), ("INCR", "k"), ("GET", "k"), ("NO SUCH",), ("GET", b"k")])
 
@@ -53,6 +54,7 @@ async def test_what_is_refused_leaves_the_other_answers_in_their_places(connecti
     assert answers[::2] == [b"OK", b"v", b"v"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_words_arrive_as_they_are(connections: Connections) -> None:
     words = ("two words", b"\r\n\x00", "é", -3, 0.1 + 0.2, "x" * 1_000_000)
 
@@ -61,7 +63,7 @@ async def test_words_arrive_as_they_are(connections: Connections) -> None:
     assert stored == [b"two words", b"\r\n\x00", "é".encode(), b"-3", b"0.30000000000000004", b"x" * 1_000_000]
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("patient")
 async def test_the_answer_to_a_cancelled_call_is_given_to_nobody_else(server: RedisServer, connections: Connections) -> None:
     cancelled = asyncio.create_task(connections.ask([("ECHO", "not yours"), ("BLPOP", "empty", 30), ("ECHO", "nor this")]))
     await until(lambda: somebody_blocks(server))
@@ -79,12 +81,14 @@ async def test_the_answer_that_comes_too_late_is_given_to_nobody_else(server: Re
     assert await connections.ask([("ECHO", "yours")]) == [b"yours"]
 
 
+@pytest.mark.usefixtures("patient")
 async def test_a_connection_that_the_server_closed_is_made_anew(server: RedisServer, connections: Connections) -> None:
     for number in range(3):
         assert await connections.ask([("INCR", "k")]) == [number + 1]
         server.execute("CLIENT", "KILL", "TYPE", "normal")
 
 
+@pytest.mark.usefixtures("patient")
 async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
     async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await reader.readline():
@@ -100,7 +104,7 @@ async def test_what_nobody_asked_for_is_nobodys_answer() -> None:
         await connections.close()
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("patient")
 async def test_a_late_answer_holds_up_only_its_own_flight(server: RedisServer, store: RedisStore) -> None:
     late = asyncio.create_task(store.call("BLPOP", "list", 30))
     await until(lambda: somebody_blocks(server))
@@ -110,7 +114,7 @@ async def test_a_late_answer_holds_up_only_its_own_flight(server: RedisServer, s
     assert await late == [b"list", b"v"]
 
 
-@pytest.mark.usefixtures("patience")
+@pytest.mark.usefixtures("patient")
 async def test_what_finds_no_place_beside_a_late_answer_goes_without_it(server: RedisServer, store: RedisStore) -> None:
     late = asyncio.create_task(store.call("BLPOP", "list", 30))
     many = [asyncio.create_task(store.call("GET", "k")) for _ in range(1000)]
@@ -121,6 +125,7 @@ async def test_what_finds_no_place_beside_a_late_answer_goes_without_it(server: 
     await asyncio.gather(late, *many)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_callers_of_one_turn_share_a_round_trip(server: RedisServer, store: RedisStore) -> None:
     await store.call("GET", "k")
     # On one connection, since how often the server reads of one that begins or ends depends on how fast it is.

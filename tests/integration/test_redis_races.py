@@ -38,11 +38,11 @@ async def started(role: str, server: RedisServer, *, processes: int = _PROCESSES
 
 async def line(process: Process) -> Any:
     assert process.stdout is not None
-    return orjson.loads(await asyncio.wait_for(process.stdout.readline(), 30))
+    return orjson.loads(await asyncio.wait_for(process.stdout.readline(), 60))
 
 
 async def answers(processes: list[Process]) -> list[Any]:
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         outputs = await asyncio.gather(*(process.communicate(b"") for process in processes))
     assert [process.returncode for process in processes] == [0] * len(processes)
     return [orjson.loads(output) for output, _ in outputs]
@@ -54,10 +54,13 @@ async def test_1600_callers_in_eight_processes_keep_to_one_limit_and_are_served_
         calls = sorted(tuple(call) for answer in await answers(processes) for call in answer)
 
     # When the server decided is known to lie between question and answer, which are far apart on a machine that is busy.
-    start, first = calls[0][0], min(answered + wait for _, answered, wait in calls)
+    start = calls[0][0]
     assert sum(answered + wait <= start + 5 for _, answered, wait in calls) <= 300
-    # A full bucket overflows until somebody takes from it: what flows past by then is nobody's.
-    assert sum(asked + wait <= first + 5 for asked, _, wait in calls) >= 297
+    # A full bucket overflows: only once somebody has to wait is all that flows in somebody's.
+    waited = [call for call in calls if call[2] > 0]
+    first = min(answered + wait for _, answered, wait in waited)
+    assert len(calls) - len(waited) >= 50
+    assert sum(asked + wait <= first + 4 for asked, _, wait in waited) >= 199
     latest = 0.0
     earlier = sorted((answered, asked + wait) for asked, answered, wait in calls)
     for asked, answered, wait in calls:

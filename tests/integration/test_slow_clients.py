@@ -3,7 +3,7 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -101,10 +101,17 @@ async def test_an_announced_upload_is_refused_at_once(live: Runtime) -> None:
 async def test_many_slow_clients_do_not_stand_in_the_way_and_are_cut_off(live: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(edge.BodyLimit.__init__, "__kwdefaults__", {"seconds": 3.0})
 
+    async def all_that_comes(reader: asyncio.StreamReader) -> bytes:
+        answer = b""
+        with suppress(ConnectionError):  # what it was sent after its last word, the server takes amiss
+            while part := await reader.read(65_536):
+                answer += part
+        return answer
+
     async def dawdle(port: int) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(POST + b"content-length: 1000\r\n\r\n")
-        answering = asyncio.create_task(reader.read())
+        answering = asyncio.create_task(all_that_comes(reader))
         try:
             while not answering.done():
                 writer.write(b"x")
@@ -118,11 +125,13 @@ async def test_many_slow_clients_do_not_stand_in_the_way_and_are_cut_off(live: R
     async with listening(live) as port, asyncio.timeout(30):
         slow = [asyncio.create_task(dawdle(port)) for _ in range(50)]
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            meanwhile = 0
             while not all(one.done() for one in slow):
-                async with asyncio.timeout(1):
-                    assert (await client.get("/health")).status_code == 200
+                assert (await client.get("/health")).status_code == 200
+                meanwhile += not any(one.done() for one in slow)
                 await asyncio.sleep(0.05)
         answers = [await one for one in slow]
+    assert meanwhile > 0
     assert [answer.partition(b"\r\n")[0] for answer in answers] == [b"HTTP/1.1 408 Request Timeout"] * 50
     assert all(b"has not arrived within 3 s" in answer for answer in answers)
 

@@ -10,7 +10,7 @@ from shared.bus.policy import MAX_DATA_BYTES
 from shared.bus.redis import RedisBus
 from shared.bus.redis_group import held_key, stream_key
 from shared.clock import SystemClock
-from tests.support.servers import RedisServer
+from tests.support.servers import RedisServer, patience
 
 PLAIN = Subscription(
     "worker", "tasks", ack_deadline_seconds=60, min_backoff_seconds=0.05, max_backoff_seconds=0.2, dead_letter_topic="dead"
@@ -19,11 +19,13 @@ PLAIN = Subscription(
 
 @asynccontextmanager
 async def bus_at(server: RedisServer, **options: Any) -> AsyncIterator[RedisBus]:
+    """A bus that nobody's being held up makes give up; it is closed in the end."""
     bus = RedisBus(server.url, SystemClock(), max_bytes=MAX_DATA_BYTES, **options)
-    try:
-        yield bus
-    finally:
-        await bus.close()
+    with patience():
+        try:
+            yield bus
+        finally:
+            await bus.close()
 
 
 def plain(**changes: Any) -> Subscription:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import patch
 
 import pytest
 import redis
@@ -35,6 +36,14 @@ _PORTS = range(11_000, 22_000)
 
 So are those 10,000 above, where a Redis Cluster speaks too: https://www.kernel.org/doc/html/latest/networking/ip-sysctl.html.
 """
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Wait for Redis as long as it takes, where a test is not about that: to a process that was held up, every answer is late."""
+    limits: dict[str, Any] = {"CONNECT_SECONDS": 60.0, "ANSWER_SECONDS": 60.0}
+    with patch.multiple("shared.redis.connections", **limits), patch.multiple("shared.redis.store", **limits):
+        yield
 
 
 def free_port() -> int:
