@@ -246,9 +246,9 @@ async def test_a_redis_that_hangs_is_unhealthy_and_the_model_is_not(
     database: str, gemini: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Half of a check is for the breakers, which hang with it. What is left is enough for the model on a busy machine too.
-    monkeypatch.setattr("shared.runtime.health.CHECK_SECONDS", 10.0)
+    monkeypatch.setattr("shared.runtime.health.CHECK_SECONDS", 8.0)
     for name in ("CONNECT_SECONDS", "ANSWER_SECONDS"):
-        monkeypatch.setattr(f"shared.redis.connections.{name}", 60.0)
+        monkeypatch.setattr(f"shared.redis.connections.{name}", 10.0)
     with redis_server(password=PASSWORD) as server:
         os.kill(server.pid, signal.SIGSTOP)
         live = Runtime(settings(database_url=database, redis_url=server.url, gemini_api_key=KEY, gemini_base_url=gemini))
