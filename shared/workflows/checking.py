@@ -33,7 +33,7 @@ class _Names:
     """What can be referred to: read from the raw values, so that one wrong step does not make every reference to it wrong."""
 
     agents: Collection[str]
-    fields: Collection[str]
+    fields: Mapping[str, Any]
     steps: Collection[str]
 
 
@@ -44,7 +44,7 @@ def checked(source: Source, *, agents: Collection[str]) -> Definition:
         source.refuse()
     definition, steps = _shaped(source)
     fields = source.value.get("input")
-    names = _Names(agents=agents, fields=fields if isinstance(fields, dict) else (), steps=_step_ids(source))
+    names = _Names(agents=agents, fields=fields if isinstance(fields, dict) else {}, steps=_step_ids(source))
     for index, step in steps.items():
         _check_step(source, index, step, names)
     _check_cycles(source, steps)
@@ -76,10 +76,17 @@ def _part(source: Source, model: type[_Part], at: Path, value: Any) -> _Part | N
         # As JSON, because strict validation takes a list for a tuple and an object for a model only there.
         return model.model_validate_json(orjson.dumps(value), strict=True)
     except ValidationError as exc:
-        for error in exc.errors(include_url=False):
+        errors = exc.errors(include_url=False)
+        for error in errors:
+            if error["type"] == "too_short" and any(_within(other["loc"], error["loc"]) for other in errors):
+                continue  # only items that are right were counted, and what is wrong with the others is told
             path = (*at, *(part for part in error["loc"] if part != "[key]"))
             source.problem(path, _reason(path, error["type"], error["msg"], error.get("ctx", {})))
         return None
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _reason(path: Path, kind: str, message: str, context: Mapping[str, Any]) -> str:
@@ -134,7 +141,7 @@ def _check_step(source: Source, index: int, step: Step, names: _Names) -> None:
     if step.spawn is not None and step.agent is None:
         source.problem((*at, "spawn"), "spawn limits what an agent adds, and this step has no agent; remove it")
     _check_needs(source, at, step, names)
-    _check_conditions(source, at, step)
+    _check_conditions(source, at, step, names)
     declared: dict[Path, Any] = {("input",): step.input, ("with",): step.with_, ("when",): step.when, ("for_each",): step.for_each}
     if step.approval is not None:
         declared["approval", "prompt"] = step.approval.prompt
@@ -197,6 +204,9 @@ def _check_wait(source: Source, at: Path, step: Step, names: _Names) -> None:
             source.problem((*at, key), f"{key} is for steps that work, and this one waits{where}")
     if step.wait is not None:
         _check_pause(source, (*at, "wait"), step.id, step.wait, names)
+    if step.approval is not None and step.approval.default is not None and step.approval.timeout_seconds is None:
+        reason = "default counts when the time is over, and without timeout_seconds it never is; add one"
+        source.problem((*at, "approval", "default"), reason)
 
 
 def _check_pause(source: Source, at: Path, step_id: str, wait: Wait, names: _Names) -> None:
@@ -224,12 +234,16 @@ def _check_needs(source: Source, at: Path, step: Step, names: _Names) -> None:
             source.problem((*at, "needs", index), f"needs step {need!r} twice; remove one of them")
 
 
-def _check_conditions(source: Source, at: Path, step: Step) -> None:
+def _check_conditions(source: Source, at: Path, step: Step, names: _Names) -> None:
     """Text that is more than one look-up would always count as true, and would never be a list."""
     if not (step.when is None or isinstance(step.when, bool) or _is_look_up(step.when)):
         source.problem((*at, "when"), 'when should be one look-up such as "{{ input.name }}", or true or false')
     if not (step.for_each is None or isinstance(step.for_each, list) or _is_look_up(step.for_each)):
         source.problem((*at, "for_each"), 'for_each should be one look-up such as "{{ input.names }}", or a list')
+    for name, field in names.fields.items():
+        kind = field.get("type") if isinstance(field, dict) else None
+        if kind in ("string", "integer", "number", "boolean", "object") and _is_look_up_of(step.for_each, name):
+            source.problem((*at, "for_each"), f"for_each goes over a list, and input field {name!r} is of type {kind}")
 
 
 def _is_look_up(template: Any) -> bool:
@@ -239,6 +253,10 @@ def _is_look_up(template: Any) -> bool:
         and template[-2:] == "}}"
         and template.count("{{") == 1 == template.count("}}")
     )
+
+
+def _is_look_up_of(template: Any, field: str) -> bool:
+    return _is_look_up(template) and template[2:-2].strip() == f"input.{field}"
 
 
 def _check_cycles(source: Source, steps: Mapping[int, Step]) -> None:
