@@ -105,6 +105,8 @@ def _field(field: InputField) -> Json:
     schema: Json = {"type": field.type if field.required else [field.type, "null"]}
     if field.type == "string":
         schema["pattern"] = r"^[^\x00]*$"
+    if field.type == "integer":
+        schema |= {"minimum": -(2**63), "maximum": 2**64 - 1}  # beyond, JSON is read as a number that is not whole
     if field.description:
         schema["description"] = field.description
     if field.default is not None:

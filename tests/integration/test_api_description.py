@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
@@ -12,6 +13,7 @@ from functions.gateway.api import create_app
 from functions.gateway.reference import example_of, page, reference
 from shared.messages import Usage
 from shared.runtime import Runtime
+from shared.workflows.definitions import InputField
 from tests.integration.test_gateway import client_of, settings
 from tests.support.library import AGENTS, WORKFLOWS
 
@@ -101,6 +103,16 @@ def test_the_workflows_and_agents_that_there_are_are_named(document: dict[str, A
     assert required[WORKFLOWS.index("report")] == ["brief"]
     name = operations(document)["POST /v1/agents/{name}/tasks"]["parameters"][0]
     assert name["schema"]["enum"] == AGENTS
+
+
+def test_whole_numbers_are_described_as_far_as_they_are_read_as_such(document: dict[str, Any]) -> None:
+    [debate] = [one for one in document["components"]["schemas"]["SubmitRequest"]["anyOf"] if one["title"] == "debate"]
+    rounds = debate["properties"]["input"]["properties"]["rounds"]
+    field = InputField(type="integer")
+
+    assert [field.takes(orjson.loads(str(rounds[bound]))) for bound in ("minimum", "maximum")] == [True, True]
+    beyond = (rounds["minimum"] - 1, rounds["maximum"] + 1)
+    assert [field.takes(orjson.loads(str(number))) for number in beyond] == [False, False]
 
 
 async def test_the_document_is_the_same_every_time() -> None:
