@@ -168,6 +168,8 @@ class Subscriber:
         while not self._closing.is_set():
             await self._look()
             free = self._free_places()
+            if self._owes and free > 0:
+                continue  # a place that came free while we looked is for what is due, too
             seconds = max(0.0, self._look_at - self._clock.monotonic())
             if free <= 0:
                 self._place.clear()
