@@ -11,13 +11,23 @@ from ulid import ULID
 
 from functions.gateway.auth import allowed
 from functions.gateway.models import Accepted, Part
-from functions.gateway.problems import BAD_REQUEST, INVALID, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, documented, problem
+from functions.gateway.problems import (
+    BAD_REQUEST,
+    CONFLICT,
+    INVALID,
+    NOT_FOUND,
+    SETTLED,
+    TOO_LARGE,
+    UNSUPPORTED,
+    documented,
+    problem,
+)
 from functions.gateway.strict import StrictRoute
 from functions.gateway.workflows import PATH, Id, Live, accepted, asked_by
 from shared.errors import Conflict
 from shared.messages import Decision, WorkflowSignalled
 from shared.messages.payloads import SignalName
-from shared.runtime.signals import send_signal
+from shared.runtime.signals import Unfit, send_signal
 
 _log = logging.getLogger(__name__)
 
@@ -69,7 +79,7 @@ class Signalled(Accepted):
     "/{id}/signals/{name:path}",
     status_code=202,
     response_model=Signalled,
-    responses=documented(BAD_REQUEST, NOT_FOUND, SETTLED, TOO_LARGE, UNSUPPORTED, INVALID),
+    responses=documented(BAD_REQUEST, NOT_FOUND, CONFLICT, TOO_LARGE, UNSUPPORTED, INVALID),
 )
 async def send(
     request: Request,
@@ -96,5 +106,8 @@ async def send(
         outcome, status = await send_signal(live, payload, source="gateway", signal=f"gateway/{key}")
     except Conflict as error:
         return problem(SETTLED, str(error))
+    except Unfit as error:
+        # Right by the description, which cannot say what a step of some workflow waits for.
+        return problem(CONFLICT, str(error))
     _log.info("workflow signalled", extra={"workflowId": id, "status": status})
     return accepted(id, status, name=name, outcome=outcome)

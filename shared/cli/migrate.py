@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from shared.state.migrations import Migration
 
 
-def migrate(
-    verbose: Verbose = False,
-) -> None:
+def migrate(verbose: Verbose = False) -> None:
     """Bring the database of DATABASE_URL, or else the embedded one, to the platform's schema."""
     with session(verbose=verbose) as settings:
         from shared.cli.output import counted

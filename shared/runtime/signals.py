@@ -10,6 +10,10 @@ from shared.workflows import signal_event
 Outcome = Literal["woken", "kept"]
 
 
+class Unfit(InputError):
+    """A decision where none is waited for, or none where one is: nobody can tell without the workflow."""
+
+
 async def send_signal(
     live: Runtime, payload: WorkflowSignalled, *, source: str, signal: str, later: bool = False
 ) -> tuple[Outcome, str]:
@@ -17,7 +21,7 @@ async def send_signal(
 
     The same `signal` again changes nothing. With `later` the next tick moves the step, wherever that is sent. Raises NotFound where
     there is no such workflow or no step of it could ever take the signal, Conflict where what it is about was settled before, and
-    InputError for a decision where none is waited for, or none where one is.
+    Unfit where it is not what the step waits for.
     """
     (answer, *_) = await live.dispatcher(source).apply([signal_event(payload, signal=signal, later=later)])
     if answer["type"] == "ignored":
@@ -27,4 +31,4 @@ async def send_signal(
     return cast("Outcome", answer["outcome"]), answer["status"]
 
 
-_REFUSALS = {"unknown": NotFound, "ended": Conflict, "unfit": InputError}
+_REFUSALS = {"unknown": NotFound, "ended": Conflict, "unfit": Unfit}

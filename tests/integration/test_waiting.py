@@ -204,7 +204,7 @@ async def test_a_signal_that_comes_early_is_kept_and_says_so(team: Live, client:
         (f"{PATH}/signals/nobody", None, 404, "no step of this workflow waits for nobody; there are ask"),
         ("/v1/workflows/wf_01KB3Q8ZJ5W3N0V7T4R2M6X9CD/signals/ask", None, 404, "there is no workflow wf_"),
         ("/v1/workflows/x/signals/ask", None, 404, "there is no such workflow"),
-        (f"{PATH}/signals/ask", None, 422, "waits for a decision"),
+        (f"{PATH}/signals/ask", None, 409, "waits for a decision"),
         (f"{PATH}/signals/ask", {"decision": "perhaps"}, 422, "decision"),
         (f"{PATH}/signals/ask", {"decision": "amend"}, 422, "amend needs the value"),
         (f"{PATH}/signals/ask", {"decision": "amend", "data": "\0"}, 422, "NUL"),
