@@ -54,12 +54,6 @@ def open_runtime(
     return Runtime(settings, serves=serves, manager=manager)
 
 
-def account(project: str) -> str:
-    """Who this process is to Google's IAM, as far as it can tell: infra/services.tf gives every service an account of its own."""
-    service = os.environ.get("K_SERVICE")
-    return "user:YOU" if service is None else f"serviceAccount:fn-{service}@{project}.iam.gserviceaccount.com"
-
-
 def _secrets_of(function: str) -> Collection[str]:
     from shared.runtime.spec import FUNCTIONS, load_function
 

@@ -17,7 +17,7 @@ from shared.errors import ConfigurationError
 from shared.keys.manager import SECRET as SIGNING_KEYS
 from shared.runtime import process
 from shared.runtime.spec import FUNCTIONS, FunctionSpec, load_function
-from shared.runtime.wiring import Runtime
+from shared.runtime.wiring import Runtime, account
 from shared.secrets import SecretManager
 
 _log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ async def started(function: str) -> Runtime:
     async with _starting:
         if process.is_open():  # whoever was first has opened it
             return process.runtime(function)
-        manager = SecretManager(project, SystemClock(), member=process.account(project))
+        manager = SecretManager(project, SystemClock(), member=account(project))
         try:
             found = await fetch(manager, load_function(FUNCTIONS / function), os.environ)
             return process.runtime(function, found=found, manager=manager)

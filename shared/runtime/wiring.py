@@ -2,6 +2,7 @@
 
 import base64
 import logging
+import os
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -69,7 +70,6 @@ class Runtime:
     @cached_property
     def secrets(self) -> "SecretManager":
         """The project's Secret Manager. Raises ConfigurationError without GCP_PROJECT_ID."""
-        from shared.runtime.process import account
         from shared.secrets import SecretManager
 
         project = self.settings.gcp_project_id
@@ -331,3 +331,9 @@ class Runtime:
             close = getattr(self.__dict__.get(name), "close", None)
             if close is not None:  # not every model holds connections
                 await close()
+
+
+def account(project: str) -> str:
+    """Who this process is to Google's IAM, as far as it can tell: infra/services.tf gives every service an account of its own."""
+    service = os.environ.get("K_SERVICE")
+    return "user:YOU" if service is None else f"serviceAccount:fn-{service}@{project}.iam.gserviceaccount.com"

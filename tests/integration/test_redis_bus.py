@@ -90,14 +90,18 @@ async def test_who_works_long_is_not_taken_for_dead(server: RedisServer, monkeyp
     monkeypatch.setattr("shared.bus.redis.RedisStore", clocked)
     slow, other = Hanging(), Recorder()
     long = plain(ack_deadline_seconds=600.0, concurrency=1)
+
+    async def both_look(now: int) -> None:
+        server.execute("SET", "clock", now)
+        await until(lambda: server.execute("ZCOUNT", looked_key(long), 1000 * now, "+inf") == 2)
+
     async with bus_at(server, silence_seconds=15.0) as busy, bus_at(server, silence_seconds=15.0) as idle:
         await busy.subscribe(long, slow)
         await busy.publish(numbered(1))
         await until(lambda: pending(server) == 1)
         await idle.subscribe(long, other)
         for now in range(began, began + 40, 10):  # for twice the silence
-            server.execute("SET", "clock", now)
-            await until(lambda now=now: server.execute("ZCOUNT", looked_key(long), 1000 * now, "+inf") == 2)  # type: ignore[misc]
+            await both_look(now)
         assert other.deliveries == []
         slow.let_go.set()
         await until(lambda: pending(server) == 0)
@@ -175,14 +179,17 @@ async def test_what_is_due_comes_before_new_messages(server: RedisServer) -> Non
         [(_, at)] = server.execute("ZRANGE", looked_key(rare), 0, -1, "WITHSCORES")
         return float(at)
 
+    async def looks_again() -> None:
+        before = looked()
+        await until(lambda: looked() > before)
+
     async with bus_at(server) as bus:
         await bus.publish(numbered(6))
         await bus.subscribe(rare, waits_with_the_second)
         await until(lambda: order == [b"0", b"1"] and server.execute("ZCARD", held_key(rare)) == 1)
         make_due(server, rare)
         for _ in range(2):  # it is looked for while no place is free
-            before = looked()
-            await until(lambda before=before: looked() > before)  # type: ignore[misc]
+            await looks_again()
         let_go.set()
         await until(lambda: len(order) == 7)
 
