@@ -11,6 +11,7 @@ from fastapi import FastAPI
 
 from shared.runtime import Runtime
 from shared.workflows import Definition, InputField
+from shared.workflows.definitions import LARGEST_INTEGER, LEAST_INTEGER
 
 Json = dict[str, Any]
 
@@ -106,7 +107,7 @@ def _field(field: InputField) -> Json:
     if field.type == "string":
         schema["pattern"] = r"^[^\x00]*$"
     if field.type == "integer":
-        schema |= {"minimum": -(2**63), "maximum": 2**64 - 1}  # beyond, JSON is read as a number that is not whole
+        schema |= {"minimum": LEAST_INTEGER, "maximum": LARGEST_INTEGER}
     if field.description:
         schema["description"] = field.description
     if field.default is not None:

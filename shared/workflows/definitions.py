@@ -36,14 +36,23 @@ class InputField(_Part):
         return _TAKES[self.type](value)
 
 
+LEAST_INTEGER, LARGEST_INTEGER = -(2**63) + 1, 2**64 - 1
+"""What messages can hold. JSON beyond is read as a float, the first one below as -2⁶³ itself: that would be another number."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    # JSON has one kind of number: 3.0 is 3.
+    return _is_number(value) and LEAST_INTEGER <= value <= LARGEST_INTEGER and value == int(value)
 
 
 _TAKES: dict[str, Callable[[Any], bool]] = {
     "string": lambda value: isinstance(value, str),
     "integer": _is_integer,
-    "number": lambda value: _is_integer(value) or isinstance(value, float),
+    "number": _is_number,
     "boolean": lambda value: isinstance(value, bool),
     "array": lambda value: isinstance(value, list | tuple),
     "object": lambda value: isinstance(value, Mapping),
@@ -211,7 +220,7 @@ def complete_input(workflow: str, fields: Mapping[str, InputField], input: Mappi
                 problems.append(f"{name!r} is missing, give a value of type {field.type}")
         elif not field.takes(value):
             problems.append(f"{name!r} must be of type {field.type}, not {type_name(value)}")
-        complete[name] = value
+        complete[name] = int(value) if field.type == "integer" and field.takes(value) else value
     if problems:
         raise InputError(f"input of {workflow}: {'; '.join(problems)}")
     return complete

@@ -429,6 +429,11 @@ def test_given_fields_are_kept() -> None:
         ("brief", 1, "integer"),
         ("count", True, "boolean"),
         ("count", 1.5, "number"),
+        ("count", 2.0**64, "number"),
+        ("count", 2**64, "number"),
+        ("count", -(2**63), "number"),
+        ("count", float("inf"), "number"),
+        ("count", float("nan"), "number"),
         ("share", "1", "string"),
         ("loud", 0, "integer"),
         ("tags", {}, "object"),
@@ -439,6 +444,12 @@ def test_given_fields_are_kept() -> None:
 def test_a_value_of_the_wrong_type_is_refused(field: str, value: object, found: str) -> None:
     with pytest.raises(InputError, match=f"'{field}' must be of type .*, not {found}"):
         parse(FIELDS).check_input({"brief": "b"} | {field: value})
+
+
+@pytest.mark.parametrize("value", [3, 3.0, -0.0, -(2.0**62), 2**64 - 1])
+def test_a_whole_number_is_an_integer_however_json_writes_it(value: float) -> None:
+    count = parse(FIELDS).check_input({"brief": "b", "count": value})["count"]
+    assert (count, type(count)) == (value, int)
 
 
 def test_all_problems_of_an_input_are_reported_on_one_line() -> None:
